@@ -1,0 +1,188 @@
+r"""Domains: the closed sets a diffusion lives in, and the heat kernels that know their walls.
+
+A domain is a closed set with piecewise smooth walls. Its functions are pure and batched: ``x`` is ``[*batch, *event]``,
+any floating dtype, any device. To add a domain of your own, derive from
+
+* :class:`Domain` and give ``event_shape``, ``width``, ``contains``, ``project``, ``reflect`` (and ``uniform`` if it is bounded);
+* :class:`FoldedDomain` if reflection is the folding of a covering space: give ``fold`` instead of ``reflect``;
+* :class:`KernelDomain` as well if the Neumann heat kernel is known: give ``heat_kernel``.
+
+``carom.validation.check_domain`` then runs the laws on it.
+
+The heat kernel :math:`p_\sigma(x | x_0)` is the law at *variance time* :math:`\sigma^2` of Brownian motion started at
+:math:`x_0` and reflected at the walls: :math:`\partial p / \partial(\sigma^2) = \tfrac12 \Delta p`, :math:`\partial_n p = 0`.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, constraints
+
+from .tensors import as_like, batch_shape, check_event, check_positive, expand_right, values_are_readable
+
+
+class Domain(ABC):
+    """A closed set in which states live. Public facts: ``event_shape``, ``width``, ``is_cone``."""
+
+    event_shape: tuple[int, ...]
+
+    #: True where scaling by a positive number maps the domain onto itself; only there may a schedule have scale ≠ 1.
+    is_cone: bool = False
+
+    @property
+    def width(self) -> float:
+        """The longest extent of the domain along an axis; infinite where it is unbounded."""
+        return math.inf
+
+    @property
+    def bounded(self) -> bool:
+        return math.isfinite(self.width)
+
+    @abstractmethod
+    def contains(self, x: Tensor, atol: float = 0.0) -> Tensor:
+        """Whether each sample lies within ``atol`` of the domain: Bool ``[*batch]``; NaN is outside."""
+
+    @abstractmethod
+    def project(self, x: Tensor) -> Tensor:
+        """The nearest point of the domain; points inside come back unchanged, to the bit."""
+
+    @abstractmethod
+    def reflect(self, x: Tensor, displacement: Tensor) -> Tensor:
+        """Where a ball at ``x`` ends that moves by ``displacement`` and bounces specularly off the walls."""
+
+    def uniform(self, dtype: torch.dtype | None = None) -> Distribution:
+        """The uniform law; ``sample(shape=(), *, generator=None)`` in ``dtype``, ``log_prob``, ``entropy()`` = log-volume."""
+        raise TypeError(f"{self!r} is unbounded and has no uniform law; use a bounded domain, e.g. Hypercube")
+
+    def config(self) -> dict[str, Any]:
+        """``{"type": class name, **constructor arguments}``, JSON-able: how the domain travels in a checkpoint."""
+        raise NotImplementedError(f"{type(self).__name__} does not define config(), which checkpoints need")
+
+    def damp(self, x: Tensor, vector: Tensor, width: Tensor) -> Tensor:
+        """``vector`` with its component normal to the walls scaled to zero at them, over a layer of thickness ``width``."""
+        raise NotImplementedError(f"{type(self).__name__} does not define damp(x, vector, width)")
+
+    def check(self, x: Tensor, name: str = "x") -> None:
+        """Refuse states of the wrong dtype or shape, and states outside (beyond rounding)."""
+        check_event(x, self.event_shape, name)
+        if not values_are_readable(x):
+            return
+        scale = self.width if self.bounded else 1.0
+        inside = self.contains(x, atol=8 * torch.finfo(x.dtype).eps * scale)
+        if not bool(inside.all()):
+            first = torch.nonzero(~inside)[0].tolist() if inside.dim() else []
+            bad = x[tuple(first)].detach().flatten()
+            shown = ", ".join(f"{v:.6g}" for v in bad[:6].tolist()) + (", …" if bad.numel() > 6 else "")
+            raise ValueError(
+                f"{name}: {int((~inside).sum())} of {inside.numel()} samples lie outside {self!r}, the first at index "
+                f"{first} with values [{shown}]; map the data into the domain, or domain.project it first"
+            )
+
+
+class FoldedDomain(Domain):
+    """A domain reached by folding a covering space (cube, orthant, torus, simplex, products of them).
+
+    An exact score continues across the walls as an odd, periodic field on the covering space; ``back`` carries it there.
+    """
+
+    @abstractmethod
+    def fold(self, u: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """The point of the domain above which ``u`` lies, and ``back(v)``, which carries a vector at that point to ``u``."""
+
+    def reflect(self, x: Tensor, displacement: Tensor) -> Tensor:
+        return self.fold(x + displacement)[0]
+
+
+class KernelDomain(Domain):
+    """A domain whose Neumann heat kernel is known in closed form."""
+
+    @abstractmethod
+    def heat_kernel(self, x0: Tensor, sigma: float | Tensor) -> HeatKernel:
+        r"""The law of Brownian motion from ``x0``, reflected, after variance :math:`\sigma^2`; ``sigma`` broadcasts over the batch.
+
+        Raises ``ValueError`` for points outside, ``sigma`` ≤ 0 or not finite, shapes that do not fit.
+        """
+
+
+class HeatKernel(Distribution):
+    r"""The Neumann heat kernel :math:`p_\sigma(\cdot\,|\,x_0)` of a domain.
+
+    ``x0`` is ``[*batch, *event]``; ``sigma`` broadcasts over the batch (a number, 0-d, ``[*batch]``). The batch shape is
+    their broadcast. Bad input is refused here, unless ``validate_args=False`` (for loops that have checked already).
+    A subclass gives ``_sample(x0, z)``, ``_log_prob(x)``, ``_score(x)`` and, where its noising is not a fold of ``x0 + σz``,
+    its own ``sample_with_target``.
+    """
+
+    arg_constraints = {}
+    support = constraints.real
+
+    def __init__(self, domain: KernelDomain, x0: Tensor, sigma: float | Tensor, validate_args: bool | None = None):
+        self.domain = domain
+        check_event(x0, domain.event_shape, "x0")
+        sigma = as_like(sigma, x0)
+        if validate_args is not False:
+            domain.check(x0, "x0")
+            check_positive(sigma, "sigma")
+        ndim = len(domain.event_shape)
+        try:
+            batch = torch.broadcast_shapes(batch_shape(x0, domain.event_shape), sigma.shape)
+        except RuntimeError:
+            raise ValueError(
+                f"sigma: got shape {tuple(sigma.shape)}, expected one that broadcasts over the batch "
+                f"{tuple(batch_shape(x0, domain.event_shape))} of x0; drop its event dimensions"
+            ) from None
+        self.x0, self.sigma = x0, sigma
+        #: sigma in broadcast form, ready for arithmetic with states
+        self._sigma = expand_right(sigma, ndim)
+        self._validate = validate_args is not False
+        super().__init__(batch, torch.Size(domain.event_shape), validate_args=False)
+
+    def _check(self, x: Tensor) -> Tensor:
+        check_event(x, self.domain.event_shape)
+        if self._validate:
+            self.domain.check(x)
+        return x
+
+    def _noise(self, shape: torch.Size, generator: torch.Generator | None) -> Tensor:
+        device = self.x0.device if generator is None else generator.device
+        z = torch.randn(shape, dtype=self.x0.dtype, device=device, generator=generator)
+        return z.to(self.x0.device)
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Sequence[int] = (), *, generator: torch.Generator | None = None) -> Tensor:
+        """Exact draws: ``[*sample_shape, *batch, *event]``."""
+        return self._sample(self._noise(self._extended_shape(torch.Size(sample_shape)), generator))
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """log p_σ(x | x0): ``[*batch]``, differentiable in ``x``, ``x0`` and ``sigma``."""
+        return self._log_prob(self._check(x))
+
+    def score(self, x: Tensor) -> Tensor:
+        """∇ₓ log p_σ(x | x0), by its own formula (not by autograd): the shape of ``x`` broadcast with the batch."""
+        return self._score(self._check(x))
+
+    @torch.no_grad()
+    def sample_with_target(self, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """``(x, target)`` with E[target | x, x0] = score(x): what denoising score matching regresses on."""
+        x = self.sample(generator=generator)
+        return x, self._score(x)
+
+    def log_prob_and_score(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Both, without checks, at less than the cost of each: for inner loops over many kernels."""
+        return self._log_prob(x), self._score(x)
+
+    @abstractmethod
+    def _sample(self, z: Tensor) -> Tensor:
+        """The draw made of the unit normals ``z``."""
+
+    @abstractmethod
+    def _log_prob(self, x: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def _score(self, x: Tensor) -> Tensor: ...

@@ -1,0 +1,33 @@
+"""Domains to and from plain dictionaries: how they travel in checkpoints and configuration files."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from .domain import Domain
+from .euclidean import Euclidean
+from .hypercube import Hypercube
+from .orthant import Orthant
+
+DOMAINS: dict[str, type[Domain]] = {c.__name__: c for c in (Euclidean, Hypercube, Orthant)}
+
+
+def from_config(config: Mapping[str, Any], classes: Mapping[str, type], what: str) -> Any:
+    """Build the object that ``{"type": name, **arguments}`` describes; unknown names and arguments are refused."""
+    arguments = dict(config)
+    name = arguments.pop("type", None)
+    if name not in classes:
+        raise ValueError(f"{what}: got type {name!r}, expected one of {', '.join(sorted(classes))}")
+    known = set(inspect.signature(classes[name]).parameters)
+    if unknown := sorted(set(arguments) - known):
+        raise ValueError(
+            f"{what} {name}: got unknown arguments {', '.join(unknown)}, expected a subset of {', '.join(sorted(known))}"
+        )
+    return classes[name](**arguments)
+
+
+def domain_from_config(config: Mapping[str, Any]) -> Domain:
+    """The inverse of ``domain.config()``."""
+    return from_config(config, DOMAINS, "domain")

@@ -1,0 +1,34 @@
+"""Schedules, the forward diffusion and the equations that solvers integrate."""
+
+from .diffusion import Diffusion, Level, data_form, noise_form, retime
+from .equations import ODE, SDE, Equation, ForwardSDE, ProbabilityFlow, ReverseSDE, Wall
+from .registry import process_from_config, schedule_from_config
+from .schedule import Schedule, UnitScale, VariancePreserving
+from .schedules import EDM, VE, VP, CosineVP, Discrete, FlowMatching, SubVP
+
+__all__ = [
+    "EDM",
+    "ODE",
+    "SDE",
+    "VE",
+    "VP",
+    "CosineVP",
+    "Diffusion",
+    "Discrete",
+    "Equation",
+    "FlowMatching",
+    "ForwardSDE",
+    "Level",
+    "ProbabilityFlow",
+    "ReverseSDE",
+    "Schedule",
+    "SubVP",
+    "UnitScale",
+    "VariancePreserving",
+    "Wall",
+    "data_form",
+    "noise_form",
+    "process_from_config",
+    "retime",
+    "schedule_from_config",
+]

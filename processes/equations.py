@@ -1,0 +1,238 @@
+r"""Equations: what a solver integrates, :math:`dx = [a\,x + b\,F(x, t)]\,dt + c\,dW`, and how it meets the walls.
+
+The linear part a, the weight b and the noise c depend on time alone, so that solvers can plan with them; F is the score or
+a drift. F is read through the *wall*, one hook with three moments: reading the field (``evaluate``), after a move
+(``settle``), handing out (``show``). An equation is immutable; ``bound`` returns it with a wall and a condition.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..domains import Domain
+from ..domains.tensors import as_like
+
+if TYPE_CHECKING:
+    from .diffusion import Diffusion
+
+Field = Callable[..., Tensor]
+Coefficient = float | Tensor
+
+
+class Wall:
+    """The wall that does nothing, for domains that have none; and the contract of the others.
+
+    ``pushes`` says whether ``settle`` moves states, so that the length of the pushes (local time) is worth recording.
+    """
+
+    pushes = False
+
+    def evaluate(self, domain: Domain, field: Field, u: Tensor, t: Tensor, start: Tensor | None) -> Tensor:
+        """The field at ``u``, which may lie outside; ``start`` is the step's x, given at inner stages. Never calls the field outside."""
+        return field(u, t)
+
+    def settle(self, domain: Domain, x: Tensor, y: Tensor) -> Tensor:
+        """Where a move from x to y ends."""
+        return y
+
+    def show(self, domain: Domain, x: Tensor) -> Tensor:
+        """The state as it is handed out: inside the domain."""
+        return x
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+
+class Equation(ABC):
+    """dx = [a·x + b·field(x, t)]dt + c dW on ``domain``. Subclasses give ``coefficients`` and ``_field``."""
+
+    stochastic: bool
+    #: +1: only forward in time, −1: only backward, 0: either
+    direction: int = 0
+    domain: Domain
+    wall: Wall = Wall()
+    condition: Mapping[str, Any] = {}
+
+    @abstractmethod
+    def coefficients(self, t: Coefficient) -> tuple[Any, Any, Any]:
+        """(a, b, c) at t: floats for a float, tensors of t's shape and dtype for a tensor (a whole grid at once)."""
+
+    @abstractmethod
+    def _field(self, x: Tensor, t: Tensor) -> Tensor:
+        """The score or the drift at points inside the domain."""
+
+    def field(self, u: Tensor, t: Tensor, start: Tensor | None = None) -> Tensor:
+        """The field read through the wall; refuses a value of another shape or dtype."""
+        value = self.wall.evaluate(self.domain, self._field, u, t, start)
+        if value.shape != u.shape or value.dtype != u.dtype:
+            raise ValueError(
+                f"score/drift: got {tuple(value.shape)} {value.dtype} for a state of shape {tuple(u.shape)} {u.dtype}, "
+                "expected the same shape and dtype; broadcast t against x, do not flatten the event"
+            )
+        return value
+
+    def spread(self, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """The noise as it enters at x, before the factor c: itself, unless the diffusion depends on the state."""
+        return noise
+
+    def settle(self, x: Tensor, y: Tensor) -> Tensor:
+        """The wall after a move x → y; the loop calls it after each step, composite rules between moves."""
+        return self.wall.settle(self.domain, x, y)
+
+    def rows(self, index: Tensor) -> Equation | None:
+        """The equation of some batch rows, or None where its field cannot be restricted (a drift may look at the whole batch)."""
+        return None
+
+    def bound(self, wall: Wall | None = None, condition: Mapping[str, Any] | None = None) -> Equation:
+        """A copy with this wall and these keywords for the score."""
+        other = copy.copy(self)
+        if wall is not None:
+            other.wall = wall
+        if condition:
+            other.condition = dict(condition)
+        return other
+
+
+def _tensors(t: Coefficient, function: Callable[[Tensor], tuple[Tensor, ...]]) -> tuple[Any, Any, Any]:
+    values = function(t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64))
+    return tuple(values) if isinstance(t, Tensor) else tuple(float(v) for v in values)  # type: ignore[return-value]
+
+
+class _General(Equation):
+    """dx = drift dt + …: a = 0, b = 1, c = 1 (0 for an ODE)."""
+
+    def __init__(self, drift: Field, domain: Domain):
+        if not callable(drift):
+            raise TypeError(
+                f"drift: got {type(drift).__name__}, expected a callable drift(x, t) -> tensor of x's shape"
+            )
+        if not isinstance(domain, Domain):
+            raise TypeError(f"domain: got {type(domain).__name__}, expected a Domain, e.g. Euclidean((2,))")
+        self.drift, self.domain = drift, domain
+
+    def coefficients(self, t: Coefficient) -> tuple[Any, Any, Any]:
+        noise = float(self.stochastic)
+        if isinstance(t, Tensor):
+            return torch.zeros_like(t), torch.ones_like(t), torch.full_like(t, noise)
+        return 0.0, 1.0, noise
+
+    def _field(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.drift(x, t, **self.condition)
+
+
+class ODE(_General):
+    """dx = drift(x, t) dt on any time span, in either direction; ``drift(x, t)`` is any callable."""
+
+    stochastic = False
+
+
+class SDE(_General):
+    """dx = drift(x, t) dt + diffusion(x, t) dW (Itô) on any time span, in either direction.
+
+    Args:
+        drift: callable (x, t) → tensor of x's shape.
+        diffusion: a number or tensor, or a callable (x, t) → a scalar, a diagonal (a shape that broadcasts against x) or,
+            for 1-d events, a matrix ``[*batch, d, d]`` (one dimension more than x); a constant ``[d, d]`` tensor is a matrix.
+        domain: where x lives; ``Euclidean`` if nowhere in particular.
+    """
+
+    stochastic = True
+
+    def __init__(self, drift: Field, diffusion: float | Tensor | Field, domain: Domain):
+        super().__init__(drift, domain)
+        self.diffusion = diffusion
+        self._matrix = isinstance(diffusion, Tensor) and diffusion.dim() == 2 and len(domain.event_shape) == 1
+        if not callable(diffusion) and not isinstance(diffusion, (int, float, Tensor)):
+            raise TypeError(
+                f"diffusion: got {type(diffusion).__name__}, expected a number, a tensor or a callable (x, t)"
+            )
+
+    def spread(self, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        value = as_like(self.diffusion(x, t) if callable(self.diffusion) else self.diffusion, x)
+        if self._matrix or value.dim() == x.dim() + 1:
+            return (value * noise.unsqueeze(-2)).sum(-1)
+        return value * noise
+
+
+class _OfProcess(Equation):
+    """What the equations of a diffusion process share."""
+
+    def __init__(self, process: Diffusion, score: Field | None = None):
+        if score is not None and not callable(score):
+            raise TypeError(
+                f"score: got {type(score).__name__}, expected a callable score(x, t) -> tensor of x's shape"
+            )
+        self.process, self.score, self.domain = process, score, process.domain
+
+    def _field(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.score(x, t, **self.condition)  # type: ignore[misc]
+
+    def rows(self, index: Tensor) -> Equation | None:
+        restrict = getattr(self.score, "rows", None)
+        if restrict is None or self.condition:
+            return None
+        score = restrict(index)
+        if score is None:
+            return None
+        other = copy.copy(self)
+        other.score = score
+        return other
+
+
+class ForwardSDE(_OfProcess):
+    """The noising process: dx = a x dt + g dW, in the direction of growing t. It has no field."""
+
+    stochastic = True
+    direction = 1
+
+    def coefficients(self, t: Coefficient) -> tuple[Any, Any, Any]:
+        schedule = self.process.schedule
+        return _tensors(t, lambda u: (schedule.drift_rate(u), torch.zeros_like(u), schedule.diffusion(u)))
+
+    def _field(self, x: Tensor, t: Tensor) -> Tensor:
+        return torch.zeros_like(x)
+
+
+class ReverseSDE(_OfProcess):
+    r"""The family with the marginals of the process: :math:`dx = [a x - \tfrac{1+η}2 g^2\,score] dt + \sqrt η\, g\, d\bar W`.
+
+    η = ``stochasticity`` ≥ 0, a number or a function of t: 1 is the reverse SDE (Anderson 1982), 0 the probability flow,
+    between and beyond all have the same marginals (with β of Karras et al. 2022, eq. 6: η = βσ/σ'). It runs in the
+    direction of falling t.
+    """
+
+    stochastic = True
+    direction = -1
+
+    def __init__(self, process: Diffusion, score: Field, stochasticity: float | Callable[[Tensor], Tensor] = 1.0):
+        super().__init__(process, score)
+        if not callable(stochasticity) and not stochasticity >= 0:
+            raise ValueError(
+                f"stochasticity: got {stochasticity:g}, expected a number ≥ 0 (0 the flow, 1 the reverse SDE)"
+            )
+        self.stochasticity = stochasticity
+
+    def coefficients(self, t: Coefficient) -> tuple[Any, Any, Any]:
+        def triple(u: Tensor) -> tuple[Tensor, ...]:
+            schedule = self.process.schedule
+            eta = self.stochasticity(u) if callable(self.stochasticity) else torch.full_like(u, self.stochasticity)
+            g = schedule.diffusion(u)
+            return schedule.drift_rate(u), -0.5 * (1 + eta) * g * g, eta.sqrt() * g
+
+        return _tensors(t, triple)
+
+
+class ProbabilityFlow(_OfProcess):
+    r"""The deterministic flow with the marginals of the process: :math:`dx = [a x - \tfrac12 g^2\,score]\,dt`; either direction."""
+
+    stochastic = False
+
+    def coefficients(self, t: Coefficient) -> tuple[Any, Any, Any]:
+        schedule = self.process.schedule
+        return _tensors(t, lambda u: (schedule.drift_rate(u), -0.5 * schedule.diffusion(u) ** 2, torch.zeros_like(u)))

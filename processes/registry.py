@@ -1,0 +1,25 @@
+"""Schedules and processes to and from plain dictionaries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..domains.registry import domain_from_config, from_config
+from .diffusion import Diffusion
+from .schedule import Schedule
+from .schedules import EDM, VE, VP, CosineVP, Discrete, FlowMatching, SubVP
+
+SCHEDULES: dict[str, type[Schedule]] = {c.__name__: c for c in (VP, SubVP, VE, EDM, CosineVP, FlowMatching, Discrete)}
+
+
+def schedule_from_config(config: Mapping[str, Any]) -> Schedule:
+    """The inverse of ``schedule.config()``."""
+    return from_config(config, SCHEDULES, "schedule")
+
+
+def process_from_config(config: Mapping[str, Any]) -> Diffusion:
+    """The inverse of ``process.config()``."""
+    if set(config) != {"domain", "schedule"}:
+        raise ValueError(f"process: got keys {sorted(config)}, expected 'domain' and 'schedule'")
+    return Diffusion(domain_from_config(config["domain"]), schedule_from_config(config["schedule"]))

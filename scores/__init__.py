@@ -1,0 +1,6 @@
+"""Scores: closed forms, and neural ones in ``carom.scores.neural``."""
+
+from .empirical import EmpiricalScore
+from .mixture import GaussianMixtureScore
+
+__all__ = ["EmpiricalScore", "GaussianMixtureScore"]

@@ -1,0 +1,143 @@
+"""The exact score of a Gaussian mixture under any schedule: the closed form that everything Euclidean is checked against."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..domains import Euclidean
+from ..domains.tensors import as_like, event_sum, per_batch
+from ..processes import Diffusion
+
+Array = float | Sequence[Any] | np.ndarray | Tensor
+
+
+class _Parts(NamedTuple):
+    """Posterior quantities at one x: weights r ``[*batch, K]``, residuals and variances in each component's eigenbasis."""
+
+    log_prob: Tensor
+    weights: Tensor
+    residual: Tensor
+    variance: Tensor
+    scale: Tensor
+    std: Tensor
+
+
+class GaussianMixtureScore:
+    r"""∇ log p_t for x_0 ~ Σ_k w_k N(m_k, C_k) on a Euclidean domain: p_t = Σ_k w_k N(s m_k, s² C_k + std² I).
+
+    Args:
+        process: a Diffusion on a Euclidean domain; d is the number of its coordinates.
+        weights: ``[K]``, positive; normalised here.
+        means: ``[K, *event]``, or ``[K]`` for d = 1.
+        covariances: a number or ``[K]`` (isotropic variances), ``[K, d]`` (diagonals) or ``[K, d, d]`` (full, positive semidefinite).
+
+    Batch-invariant to the bit (no matrix products). Offers ``log_prob(x, t)``, ``prediction(x, t)`` = (E[x0|x], E[ε|x]),
+    exact where s or σ vanish, ``sample(n)`` from the data law, and ``rows``.
+    """
+
+    def __init__(self, process: Diffusion, weights: Array, means: Array, covariances: Array):
+        if not isinstance(process.domain, Euclidean):
+            raise TypeError(
+                f"GaussianMixtureScore: got {process.domain!r}, expected a Euclidean domain; use EmpiricalScore"
+            )
+        self.process = process
+        event = process.domain.event_shape
+        dim = math.prod(event)
+        weights, means, covariances = (
+            torch.as_tensor(v, dtype=torch.float64).detach().cpu() for v in (weights, means, covariances)
+        )
+        count = weights.numel()
+        if weights.dim() != 1 or not bool((weights > 0).all()):
+            raise ValueError(f"weights: got shape {tuple(weights.shape)}, expected [K] of positive numbers")
+        if means.numel() != count * dim:
+            raise ValueError(f"means: got shape {tuple(means.shape)}, expected [{count}, {', '.join(map(str, event))}]")
+        self.weights, self.means = weights / weights.sum(), means.reshape(count, dim)
+        #: eigenvalues [K, d] and eigenvectors [K, d, d] (None where the axes are the eigenvectors)
+        self.variances, self.basis = _eigen(covariances, count, dim)
+
+    def __repr__(self) -> str:
+        return f"GaussianMixtureScore({self.process!r}, <{len(self.weights)} components>)"
+
+    def __call__(self, x: Tensor, t: float | Tensor) -> Tensor:
+        parts = self._parts(x, t)
+        return self._mean(parts, -parts.residual / parts.variance).reshape(x.shape)
+
+    def log_prob(self, x: Tensor, t: float | Tensor) -> Tensor:
+        """log p_t(x): ``[*batch]``."""
+        return self._parts(x, t).log_prob
+
+    def prediction(self, x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
+        """(E[x0 | x], E[ε | x]), exact for every level including s = 0 and σ = 0."""
+        parts = self._parts(x, t)
+        means, variances = as_like(self.means, x), as_like(self.variances, x)
+        gain = parts.scale[..., None, None] * variances / parts.variance
+        data = self._mean(parts, gain * parts.residual) + event_sum(parts.weights[..., None, :] * means.T, 1)
+        noise = self._mean(parts, parts.std[..., None, None] * parts.residual / parts.variance)
+        return data.reshape(x.shape), noise.reshape(x.shape)
+
+    def rows(self, index: Tensor) -> GaussianMixtureScore:
+        return self
+
+    def sample(self, n: int, *, generator: torch.Generator | None = None, dtype: torch.dtype | None = None) -> Tensor:
+        """Draws from the data law: ``[n, *event]``."""
+        component = torch.multinomial(self.weights, n, replacement=True, generator=generator)
+        z = torch.randn(n, self.means.shape[1], dtype=torch.float64, generator=generator)
+        z = z * self.variances[component].sqrt()
+        if self.basis is not None:
+            z = torch.einsum("nij,nj->ni", self.basis[component], z)
+        dtype = dtype or torch.get_default_dtype()
+        return (self.means[component] + z).reshape(n, *self.process.domain.event_shape).to(dtype)
+
+    def _parts(self, x: Tensor, t: float | Tensor) -> _Parts:
+        event_ndim = len(self.process.domain.event_shape)
+        level = per_batch(t, x, event_ndim, "t")
+        scale, std = self.process.schedule.scale(level), self.process.schedule.std(level)
+        flat = x.reshape(*x.shape[: x.dim() - event_ndim], 1, -1)
+        residual = _rotate(flat - scale[..., None, None] * as_like(self.means, x), self.basis, transpose=True)
+        variance = scale[..., None, None] ** 2 * as_like(self.variances, x) + std[..., None, None] ** 2
+        log_parts = as_like(self.weights, x).log() - 0.5 * event_sum(
+            residual**2 / variance + variance.log() + math.log(2 * math.pi), 1
+        )
+        log_prob = log_parts.logsumexp(-1)
+        return _Parts(log_prob, (log_parts - log_prob[..., None]).exp(), residual, variance, scale, std)
+
+    def _mean(self, parts: _Parts, vectors: Tensor) -> Tensor:
+        """Σ_k r_k V_k vectors_k: ``[*batch, d]``."""
+        return event_sum(
+            (parts.weights[..., None] * _rotate(vectors, self.basis, transpose=False)).transpose(-1, -2), 1
+        )
+
+
+def _rotate(vectors: Tensor, basis: Tensor | None, *, transpose: bool) -> Tensor:
+    """V_kᵀ v or V_k v for each component, column by column: batch-invariant where a matrix product is not."""
+    if basis is None:
+        return vectors
+    basis = as_like(basis, vectors)
+    columns = basis.transpose(-1, -2) if transpose else basis
+    total = vectors[..., :1] * columns[..., 0]
+    for j in range(1, basis.shape[-1]):
+        total = torch.addcmul(total, vectors[..., j : j + 1], columns[..., j])
+    return total
+
+
+def _eigen(covariances: Tensor, count: int, dim: int) -> tuple[Tensor, Tensor | None]:
+    shape = tuple(covariances.shape)
+    if shape == (count, dim, dim):
+        values, vectors = torch.linalg.eigh(covariances)
+        basis = None if dim == 1 else vectors
+    elif covariances.numel() == 1 or shape == (count,) or shape == (count, dim):
+        values, basis = covariances.reshape(-1, *shape[1:]) if shape else covariances.reshape(1, 1), None
+        values = (values if values.dim() == 2 else values[:, None]).expand(count, dim).clone()
+    else:
+        raise ValueError(
+            f"covariances: got shape {shape}, expected a number, [{count}], [{count}, {dim}] or [{count}, {dim}, {dim}]"
+        )
+    if bool((values < -1e-12 * values.abs().max()).any()):
+        raise ValueError(f"covariances: got an eigenvalue {float(values.min()):g}, expected positive semidefinite")
+    return values.clamp(min=0), basis

@@ -1,0 +1,115 @@
+"""The file a neural score travels in: one safetensors file, tensors and a JSON header, nothing that runs code.
+
+Metadata: ``format`` = "carom.neural_score", ``version``, ``header`` (JSON). Tensors: ``network.*``, ``ema.*`` and, while training
+goes on, ``training.*``. Written to a temporary file in the same folder and moved into place: a reader or a crash never meets
+half a file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+FORMAT = "carom.neural_score"
+VERSION = 1
+_REQUIRED = {"network", "preconditioning", "process", "ema"}
+_KNOWN = _REQUIRED | {"training"}
+
+
+class Checkpoint(NamedTuple):
+    """What a file holds."""
+
+    path: Path
+    header: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+    def part(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors under ``prefix.``, without it."""
+        return {k.removeprefix(prefix + "."): v for k, v in self.tensors.items() if k.startswith(prefix + ".")}
+
+
+def write(path: str | os.PathLike[str], header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Write atomically. The folder must exist; a file of this name is replaced."""
+    target = Path(path)
+    # safetensors refuses views and shared memory (tied weights, channels-last): give each name memory of its own
+    own = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
+    metadata = {"format": FORMAT, "version": str(VERSION), "header": json.dumps(header)}
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        save_file(own, temporary, metadata)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read(path: str | os.PathLike[str], prefixes: tuple[str, ...] = ("network.", "ema.")) -> Checkpoint:
+    """Read the header and the tensors under these prefixes.
+
+    Raises ``FileNotFoundError``, or ``ValueError`` for a file that is damaged, of another kind or from a newer version.
+    """
+    source = Path(path)
+    if not source.exists():
+        raise FileNotFoundError(f"checkpoint: got {str(source)!r}, which does not exist; train or save one first")
+    try:
+        with safe_open(source, framework="pt") as file:
+            header = _header(source, file.metadata() or {})
+            tensors = {k: file.get_tensor(k) for k in file.keys() if k.startswith(prefixes)}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"checkpoint: got {str(source)!r}, which is no readable safetensors file ({error}); expected one written by "
+            "NeuralScore.save or train; it may be cut short (copy it again) or of another kind"
+        ) from error
+    return Checkpoint(source, header, tensors)
+
+
+def _header(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    if metadata.get("format") != FORMAT:
+        raise ValueError(
+            f"checkpoint: got {str(path)!r}, a safetensors file of format {metadata.get('format')!r}, expected {FORMAT!r}; "
+            "bare weights go into a network of your own with safetensors.torch.load_file, then NeuralScore(network, process)"
+        )
+    version = metadata.get("version", "")
+    if not version.isdecimal() or int(version) > VERSION:
+        raise ValueError(
+            f"checkpoint: got {str(path)!r} of version {version!r}, expected at most {VERSION}; update carom to read it"
+        )
+    try:
+        header = json.loads(metadata.get("header", ""))
+        keys = set(header)
+    except (json.JSONDecodeError, TypeError) as error:
+        raise ValueError(f"checkpoint: got {str(path)!r} with a damaged header ({error}); save it again") from error
+    if missing := sorted(_REQUIRED - keys):
+        raise ValueError(f"checkpoint: got {str(path)!r} without {', '.join(missing)} in its header; save it again")
+    if unknown := sorted(keys - _KNOWN):
+        raise ValueError(
+            f"checkpoint: got {str(path)!r} with unknown header entries {', '.join(unknown)}, expected a subset of "
+            f"{', '.join(sorted(_KNOWN))}; it may come from a newer carom"
+        )
+    return header
+
+
+def check_fit(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
+    """Refuse tensors whose names or shapes are not those of the module."""
+    state = module.state_dict()
+    wrong = [f"{k} missing" for k in state if k not in tensors]
+    wrong += [f"{k} not in the network" for k in tensors if k not in state]
+    wrong += [
+        f"{k} of shape {tuple(tensors[k].shape)} for {tuple(v.shape)}"
+        for k, v in state.items()
+        if k in tensors and tensors[k].shape != v.shape
+    ]
+    if wrong:
+        shown = "; ".join(wrong[:4]) + ("; …" if len(wrong) > 4 else "")
+        raise ValueError(
+            f"checkpoint: got {what} that do not fit {type(module).__name__} ({len(wrong)} differences: {shown}); "
+            "build the network with the settings it was trained with"
+        )

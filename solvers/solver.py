@@ -1,0 +1,131 @@
+"""The solver protocol: a step rule is a plan of coefficients and a pure function that uses them.
+
+To add a solver, derive from :class:`Solver`, state its facts (``order``, ``accepts``, …) and give
+
+* ``plan(equation, times)``: one :class:`Record` per step, with every coefficient that depends on the grid alone, computed
+  in float64 for the whole grid at once;
+* ``step(equation, x, record, state, noise)``: tensor operations only, no ``.item()``, no branch on values. Coefficients,
+  ``record.t`` and ``record.s`` arrive as 0-d tensors of x's dtype and device; ``state`` is ``()`` at first and is returned anew.
+
+``carom.validation.check_solver`` then measures whether the order is reached.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..processes import ODE, SDE, Equation, ForwardSDE, ProbabilityFlow, ReverseSDE, Wall
+
+# a float in a plan, a 0-d tensor of x's dtype and device in a step
+Number = Any
+DETERMINISTIC: tuple[type[Equation], ...] = (ProbabilityFlow, ODE)
+STOCHASTIC: tuple[type[Equation], ...] = (ReverseSDE, ForwardSDE, SDE)
+
+
+class Record(NamedTuple):
+    """What one step from t to s needs. ``coefficients`` is a nest of tuples of floats; ``None`` stands for a zero left out."""
+
+    t: Number
+    s: Number
+    coefficients: tuple = ()
+    draws: int = 0
+    evaluations: int = 1
+
+
+class Row(NamedTuple):
+    """A linear combination keep·x + Σ weights[j]·terms[j]; ``keep`` None means 1, a weight None means 0."""
+
+    keep: Number | None
+    weights: tuple[Number | None, ...]
+
+    @classmethod
+    def of(cls, keep: float, *weights: float) -> Row:
+        """The row of these numbers, with ones and zeros left out."""
+        return cls(None if keep == 1.0 else keep, tuple(None if w == 0.0 else w for w in weights))
+
+
+def combine(row: Row, x: Tensor, terms: Sequence[Tensor | None]) -> Tensor:
+    """keep·x + Σ weights[j]·terms[j], with one pass over memory per term."""
+    out = x if row.keep is None else row.keep * x
+    for weight, term in zip(row.weights, terms, strict=False):
+        if weight is None or term is None:
+            continue
+        # the first sum makes a tensor of our own; later ones may then work in place
+        out = torch.addcmul(out, _like(weight, term), term) if out is x else out.addcmul_(_like(weight, term), term)
+    return out
+
+
+def _like(weight: Number, term: Tensor) -> Tensor:
+    return weight if isinstance(weight, Tensor) else torch.as_tensor(weight, dtype=term.dtype, device=term.device)
+
+
+def bind(records: Sequence[Record], x: Tensor) -> list[Record]:
+    """The records with every float as a 0-d tensor of x's dtype and device, in one transfer."""
+    numbers: list[float] = []
+    _gather(records, numbers)
+    tensors = iter(torch.tensor(numbers, dtype=torch.float64).to(x.dtype).to(x.device).unbind() if numbers else ())
+    return [_scatter(record, tensors) for record in records]
+
+
+def _gather(node: Any, into: list[float]) -> None:
+    if isinstance(node, float):
+        into.append(node)
+    elif isinstance(node, (tuple, list)):
+        for child in node:
+            _gather(child, into)
+
+
+def _scatter(node: Any, tensors: Any) -> Any:
+    if isinstance(node, float):
+        return next(tensors)
+    if isinstance(node, tuple):
+        children = [_scatter(child, tensors) for child in node]
+        return type(node)(*children) if hasattr(node, "_fields") else tuple(children)
+    return node
+
+
+class Solver(ABC):
+    """A step rule. Its facts are read by the loop, by the tests and by the solver table.
+
+    Facts:
+        order: measured order of convergence (for stochastic rules the weak order).
+        weak_order, strong_order: for stochastic rules; ``None`` otherwise.
+        accepts: equation classes; the first is what :func:`carom.solvers.sample` builds.
+        stochastic: whether it draws noise.
+        adaptive: whether it chooses its own steps within [t, s]; its ``noise`` argument is then the open noise source.
+        multistage: whether it reads the field at more than one state per step or keeps a history.
+        wall: the wall it prefers on domains that have one, or ``None`` for the default.
+        evaluations: field evaluations per step, for the table.
+        source: the paper and equation.
+    """
+
+    order: float
+    weak_order: float | None = None
+    strong_order: float | None = None
+    accepts: tuple[type[Equation], ...]
+    stochastic: bool = False
+    adaptive: bool = False
+    multistage: bool = False
+    wall: Wall | None = None
+    evaluations: str = "1"
+    source: str = ""
+
+    @abstractmethod
+    def plan(self, equation: Equation, times: Tensor) -> list[Record]:
+        """One record per step of the float64 CPU grid ``times``; coefficients are Python floats."""
+
+    @abstractmethod
+    def step(self, equation: Equation, x: Tensor, record: Record, state: Any, noise: Any) -> tuple[Tensor, Any]:
+        """One move from record.t to record.s, before the wall; (x, state)."""
+
+    def report(self, state: Any, records: Sequence[Record]) -> dict[str, Any]:
+        """What the solver says of a finished run: ``nfe`` and, per sample, ``status``; adaptive rules read it off their state."""
+        return {"nfe": sum(record.evaluations for record in records)}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
