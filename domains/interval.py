@@ -2,28 +2,37 @@ r"""The one implementation of the Neumann heat kernel of an interval and of a ha
 
 Reflecting walls stand at ``low`` and ``high``; w is the width and :math:`r = \sigma / w`.
 
-*Images*, for r < 0.4. Let p, p0 be the distances of x, x0 from the wall *nearer to x*, q, q0 those from the other wall,
-and :math:`y_0 = p_0,\ y_1 = 2w - p_0,\ y_2 = 2w + p_0,\ y_3 = 4w - p_0, …`; the images are :math:`±y_k` and
+*Images*, for r < 0.4. Let p, p0 be the distances of x, x0 from the wall *nearer to x*, d = p0 − p, and ±y_0, ±y_1, … with
+:math:`y_0 = p_0,\ y_1 = 2w - p_0,\ y_2 = 2w + p_0,\ y_3 = 4w - p_0, …` the images seen from that wall. Then
 
 .. math:: p_\sigma(x|x_0) = \mathcal N(x - x_0; \sigma^2)\, S,\qquad S = \sum_k A_k (1 + u_k),\qquad
-          \sigma^2 ∂_x \log p = \tfrac1S \sum_k A_k f(p, y_k),\qquad f(p, y) = (y - p) - u (y + p)
+          \sigma^2 ∂_p \log p = \tfrac1S \sum_k A_k f_k,\qquad f_k = (y_k - p) - u_k (y_k + p)
 
-with :math:`u_k = e^{-2 p y_k / \sigma^2}` and :math:`A_k` the weight of :math:`y_k` relative to the direct image. Every
-exponent is a product of distances, so none cancels; the pairs ±y about the nearer wall make the score vanish there exactly.
+with :math:`u_k = e^{-2 p y_k / \sigma^2}` and :math:`A_k = e^{-2 α_k β_k / \sigma^2}` the weight of y_k relative to the direct
+image, where :math:`α_k + β_k = y_k - p` and :math:`β_k - α_k = ±d`, so that α and β are distances: for odd k,
+:math:`α = jw - p,\ β = jw - p_0` with j = (k + 1)/2; for even k, :math:`α = jw,\ β = jw + d` with j = k/2. Every exponent is a
+product of distances, so none cancels, and the pairs ±y about the nearer wall make the score vanish there exactly.
 
-*Modes*, for r ≥ 0.4: :math:`w\,p = 1 + 2 \sum_k e^{-k^2 π^2 r^2 / 2} \cos(kπp/w) \cos(kπp_0/w)`, cosines by recurrence.
+In f two numbers cancel as p → 0, and far from the wall y − p cancels unless it is taken of the given x and x0. With
+:math:`e_k = u_k - 1 = \mathrm{expm1}(-2 p y_k / \sigma^2)` and :math:`T_k = y_k - p` (that is d for k = 0) the same f is
 
-Where f cancels: with :math:`m = 1 - u = -\mathrm{expm1}(-2py/σ^2)`, exactly :math:`f = m (y + p) - 2p`, which is accurate
-as p → 0; once m rounds to 1 the difference y − p, taken of the given numbers, takes over. Between the two, both
-distances are a few σ, so that their rounding is a few ulp of σ.
+.. math:: f_k = -T_k e_k - 2 p u_k,
+
+two terms accurate by themselves: the first is all that is left far away (e = −1, u = 0), both vanish with p.
+
+*Modes*, for r ≥ 0.4: :math:`w\,p = 1 + 2 \sum_k e^{-k^2 π^2 r^2 / 2} \cos(kθ) \cos(kθ_0)` with θ, θ_0 = π/w times the distances
+from ``low``; multiples of the angles by Chebyshev recurrences, :math:`\sin kθ = \sin θ\, U_{k-1}(\cos θ)` with the sine taken from
+the nearer wall, where it vanishes exactly.
 
 The terms kept in each regime leave a truncation below 1e-7 (float32) and 1e-16 (float64) relative to the density, over all (x, x0).
+Nothing here selects element by element: on random data ``torch.where`` costs more than an exponential.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -36,17 +45,20 @@ Bound = float | Tensor
 # Elements per pass in eager mode: the twenty-odd temporaries of a pass then stay in the cache.
 _CHUNK = 1 << 15
 _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
+_SQRT_2 = math.sqrt(2)
+# e^-64 is nothing beside the 1 it is added to; below, exp and expm1 leave their fast path (by a factor of up to 30).
+_FLOOR = -64.0
 # Images below, modes above: at r = 0.4 the density is nowhere below 0.08, so the alternating series loses one digit.
 _SWITCH = 0.4
 
 
 class _Parts(NamedTuple):
-    """What both series deliver: score = slope / mass · unit and log p = log(mass) + offset."""
+    """What both series deliver: score = slope / mass · unit and log p = log(mass) + offset()."""
 
     slope: Tensor
     mass: Tensor
     unit: Bound
-    offset: Bound
+    offset: Callable[[], Bound]
 
 
 def _score(parts: _Parts) -> tuple[Tensor, ...]:
@@ -54,7 +66,7 @@ def _score(parts: _Parts) -> tuple[Tensor, ...]:
 
 
 def _log_prob(parts: _Parts) -> tuple[Tensor, ...]:
-    return (parts.mass.log() + parts.offset,)
+    return (parts.mass.log() + parts.offset(),)
 
 
 def _both(parts: _Parts) -> tuple[Tensor, ...]:
@@ -65,85 +77,119 @@ def _log(value: Bound) -> Bound:
     return value.log() if isinstance(value, Tensor) else math.log(value)
 
 
-def _pair(p: Tensor, y: Tensor, difference: Tensor) -> tuple[Tensor, Tensor]:
-    """(f(p, y), 1 + u) of the images ±y seen from p, in units of σ; ``difference`` is y − p with one rounding."""
-    m = -torch.expm1(-2 * (p * y))
-    return torch.where(m == 1, difference, m * (y + p) - 2 * p), 2 - m
+def _exp(exponent: Tensor) -> Tensor:
+    return exponent.clamp(min=_FLOOR).exp()
+
+
+def _expm1(exponent: Tensor) -> Tensor:
+    return exponent.clamp(min=_FLOOR).expm1()
+
+
+def _gauss(d: Tensor, sigma: Tensor) -> Tensor:
+    """log N(x − x0; σ²), d in units of σ/√2."""
+    return torch.addcmul(-_LOG_SQRT_2PI - sigma.log(), d, d, value=-0.25)
+
+
+def _nearer(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """The smaller of two distances; and 0 where it is a, 1 where it is b."""
+    far = (a - b).detach().gt_(0)
+    # exact, because the weight is 0 or 1; unlike a minimum it has the right derivative at the centre
+    return torch.lerp(a, b, far), far
 
 
 def _half_line(x: Tensor, x0: Tensor, sigma: Tensor, low: Bound) -> _Parts:
-    unit = 1 / sigma
-    d = (x0 - x) * unit
-    slope, mass = _pair((x - low) * unit, (x0 - low) * unit, d)
-    return _Parts(slope, mass, unit, -0.5 * (d * d) - (sigma.log() + _LOG_SQRT_2PI))
+    unit = _SQRT_2 / sigma
+    n, d = (low - x) * unit, (x0 - x) * unit
+    e = _expm1(n * (d - n))
+    u = 1 + e
+    return _Parts(n * u - 0.5 * (d * e), 1 + u, unit, lambda: _gauss(d, sigma))
+
+
+def _place(x: Tensor, x0: Tensor, unit: Tensor, low: Bound, high: Bound) -> tuple[Tensor, Tensor, Tensor]:
+    """(n, d, unit) as seen from the nearer wall: −p, d, and the unit with the sign that carries a slope back."""
+    p, far = _nearer(x - low, high - x)
+    signed = torch.addcmul(unit, far, unit, value=-2)
+    return p * -unit, (x0 - x) * signed, signed
+
+
+def _image(n: Tensor, minus_alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(A, A·e, T) of one pair of images."""
+    t = beta - minus_alpha
+    weight = _exp(minus_alpha * beta)
+    return weight, weight * _expm1(n * (t - n)), t
 
 
 def _images(x: Tensor, x0: Tensor, sigma: Tensor, low: Bound, high: Bound, pairs: int) -> _Parts:
-    unit = 1 / sigma
+    # in units of σ/√2 the exponents are plain products; p enters as n = −p, which makes them negative
+    unit = _SQRT_2 / sigma
     w = (high - low) * unit
-    d = (x0 - x) * unit
-    a, b, a0, b0 = (x - low) * unit, (high - x) * unit, (x0 - low) * unit, (high - x0) * unit
-    flip = a > b
-    p, q = torch.minimum(a, b), torch.maximum(a, b)
-    p0, q0 = torch.where(flip, b0, a0), torch.where(flip, a0, b0)
-    slope, mass = _pair(p, p0, torch.where(flip, -d, d))
+    n, d, unit = _place(x, x0, unit, low, high)
+    y0 = d - n
+    bent = _expm1(n * y0)
+    whole, lever = 1.0, d * bent  # Σ A, Σ A·e, Σ A·e·T
     for k in range(1, pairs):
-        shift = (k // 2) * w
-        if k % 2:  # y_k = (k + 1) w − p0
-            y, exponent = k * w + q0, -2 * ((shift + q) * (shift + q0))
-        else:  # y_k = k w + p0
-            y, exponent = k * w + p0, -2 * (shift * (shift + (p0 - p)))
-        weight = exponent.exp()
-        f, s = _pair(p, y, y - p)
-        slope, mass = slope + weight * f, mass + weight * s
-    return _Parts(torch.where(flip, -slope, slope), mass, unit, -0.5 * (d * d) - (sigma.log() + _LOG_SQRT_2PI))
+        jw = (k + 1) // 2 * w
+        weight, term, t = _image(n, -jw - n, jw - y0) if k % 2 else _image(n, -jw, jw + d)
+        whole, bent, lever = weight + whole, bent + term, torch.addcmul(lever, term, t)
+    u = bent + whole
+    return _Parts(torch.sub(n * u, lever, alpha=0.5), u + whole, unit, lambda: _gauss(d, sigma))
 
 
 def _modes(x: Tensor, x0: Tensor, sigma: Tensor, low: Bound, high: Bound, modes: int) -> _Parts:
     unit = math.pi / (high - low)
-    a, b = x - low, high - x
-    flip = a > b
-    p, p0 = torch.minimum(a, b) * unit, torch.where(flip, high - x0, x0 - low) * unit
     damping = -0.5 * (sigma * unit) ** 2
-    cos, sin, cos0 = p.cos(), p.sin(), p0.cos()
-    weight = damping.exp() * cos0
-    mass, slope = weight * cos, weight * sin
-    # cos kp and sin kp by c_k = 2 cos(p) c_{k−1} − c_{k−2}, likewise for p0
-    c, c_old, s, s_old, c0, c0_old = cos, 1.0, sin, 0.0, cos0, 1.0
+    a = x - low
+    sine = (_nearer(a, high - x)[0] * unit).sin()
+    c, c0 = (a * unit).cos(), ((x0 - low) * unit).cos()
+    weight = 2 * damping.exp() * c0
+    mass, slope = weight * c, weight
+    # u is U_{k−1}(c), v is T_k(c0), and T_k(c) = c·U_{k−1}(c) − U_{k−2}(c)
+    u, t, v, v_old, twice = 1.0, c, c0, 1.0, 2 * c0 if modes > 1 else c0
     for k in range(2, modes + 1):
-        c, c_old = 2 * cos * c - c_old, c
-        s, s_old = 2 * cos * s - s_old, s
-        c0, c0_old = 2 * cos0 * c0 - c0_old, c0
-        weight = (k * k * damping).exp() * c0
-        mass, slope = mass + weight * c, slope + (k * weight) * s
-    slope = -2 * slope
-    return _Parts(torch.where(flip, -slope, slope), 1 + 2 * mass, unit, -_log(high - low))
+        u_old, u = u, torch.addcmul(t, c, u) if k > 2 else 2 * c
+        t = c * u - u_old
+        v, v_old = twice * v - v_old, v
+        weight = 2 * (k * k * damping).exp() * v
+        mass, slope = torch.addcmul(mass, weight, t), torch.addcmul(slope, weight, u, value=k)
+    return _Parts(sine * slope, 1 + mass, -unit, lambda: -_log(high - low))
 
 
 class _Regime(NamedTuple):
-    """A range of r, its series, and the number of terms for float32 and float64."""
+    """A range of r that ends at ``below``, its series, and the number of terms."""
 
     below: float
     series: Callable[..., _Parts]
-    single: int
-    double: int
-
-    def terms(self, dtype: torch.dtype) -> int:
-        return self.double if dtype == torch.float64 else self.single
+    terms: int
 
 
-_REGIMES = (
-    _Regime(0.16, _images, 2, 2),
-    _Regime(_SWITCH, _images, 3, 4),
-    _Regime(0.8, _modes, 4, 6),
-    _Regime(1.6, _modes, 2, 3),
-    _Regime(math.inf, _modes, 1, 1),
-)
+def _regimes(truncation: float) -> tuple[_Regime, ...]:
+    """Each range with the fewest terms that leave a smaller relative ``truncation``.
+
+    The first pair left out, k = pairs, weighs at most :math:`e^{-k(k-1)/2r^2}` (p = w/2, p0 = 0), the first mode left out
+    :math:`2e^{-k^2π^2r^2/2}`.
+    """
+    digits = -math.log(truncation)
+    table, pairs, modes = [], 2, 1
+    while (below := math.sqrt(pairs * (pairs - 1) / 2 / digits)) < _SWITCH:
+        table.append(_Regime(below, _images, pairs))
+        pairs += 1
+    above = [math.inf]
+    while (below := math.sqrt(2 * digits) / math.pi / (modes + 1)) > _SWITCH:
+        above.append(below)
+        modes += 1
+    table.append(_Regime(_SWITCH, _images, pairs))
+    return tuple(table) + tuple(_Regime(above[k - 1], _modes, k) for k in range(modes, 0, -1))
+
+
+_SINGLE, _DOUBLE = _regimes(1e-8), _regimes(6e-17)
+
+
+_Finish = Callable[[_Parts], tuple[Tensor, ...]]
 
 
 def _evaluate(
-    finish: Callable[[_Parts], tuple[Tensor, ...]], x: Tensor, x0: Tensor, sigma: Tensor, low: Bound, high: Bound
-):
+    finish: _Finish, x: Tensor, x0: Tensor, sigma: Tensor, low: Bound, high: Bound
+) -> tuple[Tensor, ...]:
     operands = [v for v in (x, x0, sigma, low, high) if isinstance(v, Tensor)]
     graph = torch.is_grad_enabled() and any(v.requires_grad for v in operands)
     if graph or x.device.type != "cpu" or not values_are_readable(*operands):
@@ -151,23 +197,29 @@ def _evaluate(
     return _split(finish, x, x0, sigma, low, high)
 
 
-def _select(finish, x: Tensor, x0: Tensor, sigma: Tensor, low: Bound, high: Bound) -> tuple[Tensor, ...]:
+def _table(dtype: torch.dtype) -> tuple[_Regime, ...]:
+    return _DOUBLE if dtype == torch.float64 else _SINGLE
+
+
+def _select(
+    finish: _Finish, x: Tensor, x0: Tensor, sigma: Tensor, low: Bound, high: Bound
+) -> tuple[Tensor, ...]:
     """Both series everywhere, then a choice: no data-dependent shape. Each sees only σ of its own range, so that the
     series not chosen stays finite and its gradient is a true zero."""
     switch = _SWITCH * (high - low)
     small = sigma < switch
-    images, modes = _REGIMES[1], _REGIMES[2]
-    first = finish(_images(x, x0, torch.where(small, sigma, switch), low, high, images.terms(x.dtype)))
-    second = finish(_modes(x, x0, torch.where(small, switch, sigma), low, high, modes.terms(x.dtype)))
+    pairs, modes = (max(r.terms for r in _table(x.dtype) if r.series is s) for s in (_images, _modes))
+    first = finish(_images(x, x0, torch.where(small, sigma, switch), low, high, pairs))
+    second = finish(_modes(x, x0, torch.where(small, switch, sigma), low, high, modes))
     return tuple(torch.where(small, i, m) for i, m in zip(first, second, strict=True))
 
 
-def _split(finish, x: Tensor, x0: Tensor, sigma: Tensor, low: Bound, high: Bound) -> tuple[Tensor, ...]:
+def _split(finish: _Finish, x: Tensor, x0: Tensor, sigma: Tensor, low: Bound, high: Bound) -> tuple[Tensor, ...]:
     """Each row in its own regime, in passes that fit the cache. A row is the part of the event over which r is constant."""
     shape = torch.broadcast_shapes(*(v.shape for v in (x, x0, sigma, low, high) if isinstance(v, Tensor)))
     ratio = sigma / (high - low)
     ratio = ratio[(None,) * (len(shape) - ratio.dim())]
-    lead = max((i + 1 for i, n in enumerate(ratio.shape) if n != 1), default=0)
+    lead = max((i + 1 for i, n in enumerate(ratio.shape) if n > 1), default=0)
     rows, columns = math.prod(shape[:lead]), math.prod(shape[lead:])
     row_shape = shape[:lead] + (1,) * (len(shape) - lead)
 
@@ -176,29 +228,34 @@ def _split(finish, x: Tensor, x0: Tensor, sigma: Tensor, low: Bound, high: Bound
         v.expand(shape).reshape(rows, columns) if isinstance(v, Tensor) else v for v in (x, x0, low, high)
     )
     sigma = sigma[(None,) * (len(shape) - sigma.dim())].expand(row_shape).reshape(rows, 1)
-    # σ = NaN falls into no regime and leaves NaN
-    out = tuple(x.new_full((rows, columns), math.nan) for _ in range(2 if finish is _both else 1))
-    above = -math.inf
-    for regime in _REGIMES:
-        chosen = (ratio >= above) & (ratio < regime.below)
-        above = regime.below
-        for part in _passes(chosen, columns):
-            bounds = [v[part] if isinstance(v, Tensor) else v for v in (low, high)]
-            parts = regime.series(x[part], x0[part], sigma[part[0]], *bounds, regime.terms(x.dtype))
+    out = tuple(x.new_empty((rows, columns)) for _ in range(2 if finish is _both else 1))
+    table = _table(x.dtype)
+    # σ = NaN lands in the last regime and stays NaN
+    place = torch.bucketize(ratio, ratio.new_tensor([regime.below for regime in table[:-1]]), right=True)
+    for i, count in enumerate(place.bincount().tolist()):
+        for index in _passes(place, i, count, columns):
+            take = partial(_take, *index)
+            parts = table[i].series(take(x), take(x0), _take(index[0], slice(None), sigma), take(low), take(high), table[i].terms)
             for whole, value in zip(out, finish(parts), strict=True):
-                whole[part] = value
+                whole[index] = value
     return tuple(v.reshape(shape) for v in out)
 
 
-def _passes(chosen: Tensor, columns: int) -> Iterator[tuple]:
-    """Index tuples (rows, columns) that cover the chosen rows, at most _CHUNK elements each; slices where all are chosen."""
-    index = chosen.nonzero().flatten()
-    everything = len(index) == len(chosen)
+def _passes(place: Tensor, regime: int, count: int, columns: int) -> Iterator[tuple[slice | Tensor, slice]]:
+    """(rows, columns) that cover the rows of a regime, at most _CHUNK elements each; slices where all rows are of it."""
+    index = None if count == len(place) else (place == regime).nonzero().flatten()
     step = max(1, _CHUNK // max(columns, 1))
-    for i in range(0, len(index), step):
-        rows = slice(i, i + step) if everything else index[i : i + step]
+    for i in range(0, count, step):
+        rows = slice(i, i + step) if index is None else index[i : i + step]
         for j in range(0, columns, _CHUNK):
             yield rows, slice(j, j + _CHUNK)
+
+
+def _take(rows: slice | Tensor, columns: slice, value: Bound) -> Bound:
+    if not isinstance(value, Tensor):
+        return value
+    value = value[:, columns]
+    return value[rows] if isinstance(rows, slice) else value.index_select(0, rows)
 
 
 def interval_log_prob(x: Tensor, x0: Tensor, sigma: Tensor, low: Bound, high: Bound) -> Tensor:

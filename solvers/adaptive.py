@@ -74,8 +74,9 @@ class AdaptiveODE(Solver):
     accepts = DETERMINISTIC
     adaptive = True
     multistage = True
-    evaluations = "adaptive"
-    order = 5
+    evaluations = "adaptive, 6 per step"
+    order: float = 5
+    order_note = "5 or 3, error ∝ rtol"
     source = "Hairer, Nørsett & Wanner, II.4"
 
     def __init__(self, rtol: float = 1e-5, atol: float = 1e-5, method: str | Tableau = "dopri5", max_nfe: int = 10_000):

@@ -26,7 +26,8 @@ class TorchDiffEq(Solver):
     accepts = DETERMINISTIC
     adaptive = True  # time stays a float and evaluations are counted as they happen
     multistage = True
-    order = 5
+    order: float = 5
+    order_note = "1 to 8, the method's"
     evaluations = "torchdiffeq's"
     source = "torchdiffeq (Chen 2018)"
 

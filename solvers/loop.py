@@ -97,9 +97,9 @@ def solve(
     """
     x = _as_state(x)
     grid = check_times(times)
-    _check_problem(equation, x, grid, solver, noise)
+    _check_problem(equation, x, grid, solver)
     ndim = len(equation.domain.event_shape)
-    source = (noise or WhiteNoise()).open(x, ndim) if solver.stochastic else None
+    source = _recipe(None, noise).open(x, ndim) if solver.stochastic else None
     solution = _run(equation, x, grid, solver, source, wall, save, callback, progress, condition)
     return solution.raise_on_failure() if raise_on_failure else solution
 
@@ -155,7 +155,7 @@ def sample(
     source = _recipe(seed, noise).open(template, len(domain.event_shape))
     x = template if initial is not None else source.initial(process.prior(template.dtype))
     equation = solver.accepts[0](process, score)  # type: ignore[call-arg]
-    _check_problem(equation, x, grid, solver, noise)
+    _check_problem(equation, x, grid, solver)
     solution = _run(equation, x, grid, solver, source, wall, save, callback, progress, condition)
     if denoise:
         solution = _denoise(process, equation.bound(condition=condition), solution, float(grid[-1]), len(grid) - 1)
@@ -222,14 +222,16 @@ class _Keeper:
         self.grid, self.times, self.callback = grid, grid.tolist(), callback
         self.keep = _saved_indices(save, grid)
         self.saved = [self.wall.show(self.domain, x)] if self.keep is not None and 0 in self.keep else []
-        self.sums: list[Tensor] = []
         self.push: Tensor | None = None
-        self.batch = batch_shape(x, self.domain.event_shape)
+        batch = batch_shape(x, self.domain.event_shape)
+        self.finite = torch.ones(batch, dtype=torch.bool, device=x.device)
+        self.finite_steps = torch.zeros(batch, dtype=torch.int64, device=x.device)
         self.bar = _bar(len(grid) - 1) if progress else None
 
     def observe(self, index: int, before: Tensor, moved: Tensor, settled: Tensor) -> None:
-        # one number per sample, read after the loop; taken before the wall, which may hide an infinity
-        self.sums.append(event_sum(moved.detach(), self.ndim))
+        # one number per sample, taken before the wall, which may hide an infinity; read after the loop
+        self.finite &= event_sum(moved.detach(), self.ndim).isfinite()
+        self.finite_steps += self.finite
         if self.pushes:
             length = event_sum((settled - moved) ** 2, self.ndim).sqrt() if self.ndim else (settled - moved).abs()
             self.push = length if self.push is None else self.push + length
@@ -247,7 +249,8 @@ class _Keeper:
 
     def solution(self, x: Tensor, report: dict[str, Any]) -> Solution:
         x = self.wall.show(self.domain, x)
-        step, bad = self._failures(x.device)
+        bad = ~self.finite
+        step = torch.where(bad, self.finite_steps, -1)
         status = torch.where(bad, int(Status.NON_FINITE), report.pop("status", torch.zeros_like(step)))
         if bool(bad.any()):
             x = torch.where(bad.reshape(bad.shape + (1,) * self.ndim), math.nan, x)
@@ -263,15 +266,6 @@ class _Keeper:
             local_time=self.push,
             stats=report,
         )
-
-    def _failures(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """The first step after which each sample was not finite (−1: none), and whether there was one."""
-        if not self.sums:
-            none = torch.full(self.batch, -1, dtype=torch.int64, device=device)
-            return none, none >= 0
-        wrong = ~torch.stack(self.sums).isfinite()
-        bad = wrong.any(0)
-        return torch.where(bad, wrong.to(torch.int8).argmax(0), -1), bad
 
 
 def _denoise(process: Diffusion, equation: Equation, solution: Solution, t: float, step: int) -> Solution:
@@ -301,7 +295,7 @@ def _denoise(process: Diffusion, equation: Equation, solution: Solution, t: floa
 
 def check_times(times: Any) -> Tensor:
     """A grid as a float64 CPU tensor, or an error."""
-    grid = torch.as_tensor(times).detach().to("cpu", torch.float64)
+    grid = torch.as_tensor(times, dtype=torch.float64, device="cpu").detach()
     if grid.dim() != 1 or len(grid) == 0:
         raise ValueError(f"times: got shape {tuple(grid.shape)}, expected a list of at least one time")
     if not bool(grid.isfinite().all()):
@@ -339,11 +333,9 @@ def _as_state(x: Any) -> Tensor:
     return x
 
 
-def _check_problem(equation: Equation, x: Tensor, grid: Tensor, solver: Solver, noise: Noise | None) -> None:
+def _check_problem(equation: Equation, x: Tensor, grid: Tensor, solver: Solver) -> None:
     if not isinstance(solver, Solver):
         raise TypeError(f"solver: got {solver!r}, expected an instance of a Solver, e.g. Heun()")
-    if noise is not None and not isinstance(noise, Noise):
-        raise TypeError(f"noise: got {noise!r}, expected a recipe such as WhiteNoise(0) or SampleNoise(range(16))")
     if not isinstance(equation, solver.accepts):
         names = ", ".join(c.__name__ for c in solver.accepts)
         kind = "stochastic" if equation.stochastic else "deterministic"
@@ -385,6 +377,8 @@ def _recipe(seed: Seed, noise: Noise | None) -> Noise:
     if noise is not None:
         if seed is not None:
             raise TypeError("sample: got both seed and noise, expected one of them; the recipe carries its own seeds")
+        if not isinstance(noise, Noise):
+            raise TypeError(f"noise: got {noise!r}, expected a recipe such as WhiteNoise(0) or SampleNoise(range(16))")
         return noise
     return WhiteNoise(seed) if seed is None or isinstance(seed, int) else SampleNoise(seed)
 

@@ -124,6 +124,10 @@ class RungeKutta(Solver):
     """
 
     accepts = DETERMINISTIC
+    order: float = 4
+    order_note = "1 to 4, the tableau's"
+    evaluations = "the tableau's stages"
+    source = "Hairer, Nørsett & Wanner, II.1"
 
     def __init__(self, tableau: Tableau = RK4):
         if not isinstance(tableau, Tableau):
@@ -160,6 +164,8 @@ class Euler(RungeKutta):
     """x' = (1 + ha)x + hbF: order 1, one evaluation. In σ (EDM's clock) it is DDIM."""
 
     order = 1
+    order_note = ""
+    evaluations = "1"
     source = "Song et al. 2021, probability flow"
 
     def __init__(self) -> None:
@@ -173,6 +179,7 @@ class Heun(RungeKutta):
     """The trapezoidal corrector of an Euler step: order 2, two evaluations (EDM's deterministic sampler)."""
 
     order = 2
+    order_note = ""
     multistage = True
     evaluations = "2"
     source = "Karras et al. 2022, alg. 1"

@@ -100,7 +100,7 @@ class Solver(ABC):
         adaptive: whether it chooses its own steps within [t, s]; its ``noise`` argument is then the open noise source.
         multistage: whether it reads the field at more than one state per step or keeps a history.
         wall: the wall it prefers on domains that have one, or ``None`` for the default.
-        evaluations: field evaluations per step, for the table.
+        evaluations, order_note: field evaluations per step, and the order in words where an argument decides, for the table.
         source: the paper and equation.
     """
 
@@ -113,6 +113,7 @@ class Solver(ABC):
     multistage: bool = False
     wall: Wall | None = None
     evaluations: str = "1"
+    order_note: str = ""
     source: str = ""
 
     @abstractmethod
@@ -126,6 +127,19 @@ class Solver(ABC):
     def report(self, state: Any, records: Sequence[Record]) -> dict[str, Any]:
         """What the solver says of a finished run: ``nfe`` and, per sample, ``status``; adaptive rules read it off their state."""
         return {"nfe": sum(record.evaluations for record in records)}
+
+    @classmethod
+    def facts(cls) -> dict[str, str]:
+        """One line of the solver table."""
+        order = f"weak {cls.weak_order:g}, strong {cls.strong_order:g}" if cls.stochastic else f"{cls.order:g}"
+        return {
+            "solver": cls.__name__,
+            "for": "SDEs" if cls.stochastic else "flows, ODEs",
+            "order": cls.order_note or order,
+            "evaluations": cls.evaluations,
+            "noise": "yes" if cls.stochastic else "no",
+            "source": cls.source,
+        }
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"

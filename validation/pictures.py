@@ -27,7 +27,8 @@ def image_grid(
     pixels = _pixels(x, low, high)
     columns = columns or math.ceil(math.sqrt(len(pixels)))
     canvas = _tile(pixels, columns)
-    height, width = (max(1.5, min(12.0, side / 40)) for side in canvas.shape[:2])
+    width = min(12.0, max(2.0, 0.6 * columns))
+    height = width * canvas.shape[0] / canvas.shape[1]
     figure = _figure(width, height + (0.35 if title else 0.0))
     axes = figure.add_axes((0.0, 0.0, 1.0, height / (height + 0.35) if title else 1.0))
     axes.imshow(canvas, interpolation="nearest")

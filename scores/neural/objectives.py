@@ -82,9 +82,9 @@ class Objective(ABC):
 class DenoisingScoreMatching(Objective):
     r""":math:`E_σ\, w(σ)\,\tfrac1d |(score(x, σ) - target) / u(σ)|^2`, u the unit of the preconditioning.
 
-    In these units the target has mean square 1 (bounded domains: u² is the Fisher information of the kernel; Euclidean: the
-    residual target, EDM's λ·c_out² = 1), so every σ weighs the same and a score of zero, or of Gaussian data, has loss 1. What the best
-    score leaves is 1 − E|∇log p_σ|²/(d·u²), a property of the data.
+    In these units the network regresses on a target of mean square 1, so every σ weighs the same: on a box u² is the Fisher
+    information of the kernel, and a score of zero has loss 1 on uniform data; in R^d this is EDM's λ(σ) = 1/c_out², and F = 0 has
+    loss 1 on data N(mean, sigma_data²). What the best score leaves is a property of the data.
 
     Args:
         levels: the law of σ; by default ln σ uniform on [sigma_min, sigma_max] of the process. Drawn in strata, so that each batch

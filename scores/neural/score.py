@@ -95,9 +95,10 @@ class NeuralScore(nn.Module):
         """The objective at data x0 ``[*batch, *event]``: a scalar to differentiate. Values of x0 are not checked here."""
         return objective(self, x0, generator=generator, **condition)
 
-    def track_ema(self) -> None:
-        """Start the moving average at the present weights."""
+    def track_ema(self) -> nn.Module:
+        """Start the moving average anew at the present weights; returns the network that carries it."""
         self.ema = copy.deepcopy(self.network).requires_grad_(False)
+        return self.ema
 
     @torch.no_grad()
     def update_ema(self, decay: float) -> None:
@@ -175,9 +176,7 @@ class NeuralScore(nn.Module):
         """Take over the weights of a file that has been checked to fit."""
         self.network.load_state_dict(file.part("network"))
         if file.header["ema"]:
-            self.track_ema()
-            assert_ema: nn.Module = self.ema  # type: ignore[assignment]
-            assert_ema.load_state_dict(file.part("ema"))
+            self.track_ema().load_state_dict(file.part("ema"))
             self.use_ema = True
 
 

@@ -1,0 +1,277 @@
+"""The command line: ``carom demo | train | sample | solvers``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from . import __version__
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .processes import Diffusion, Wall
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Diffusions that stay where the data lives.")
+console = Console()
+
+
+class Rule(StrEnum):
+    """Solvers by their command-line names."""
+
+    euler = "euler"
+    heun = "heun"
+    rk4 = "rk4"
+    adaptive = "adaptive"
+    euler_maruyama = "euler-maruyama"
+    reflected = "reflected-euler-maruyama"
+
+
+class GridName(StrEnum):
+    karras = "karras"
+    uniform = "uniform"
+    quadratic = "quadratic"
+    uniform_lambda = "uniform-lambda"
+
+
+class WallName(StrEnum):
+    default = "default"
+    reflect = "reflect"
+    project = "project"
+    cover = "cover"
+
+
+class NetworkName(StrEnum):
+    unet = "unet"
+    mlp = "mlp"
+
+
+@contextmanager
+def _clear_errors() -> Iterator[None]:
+    """What the library refuses, in one line instead of a traceback."""
+    try:
+        yield
+    except (ValueError, TypeError, FileNotFoundError, ImportError, FloatingPointError) as error:
+        Console(stderr=True).print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        raise typer.Exit(2) from None
+
+
+def _version(show: bool) -> None:
+    if show:
+        console.print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Diffusions that stay where the data lives."""
+
+
+@app.command()
+def demo(
+    seconds: Annotated[float, typer.Option(min=1.0, help="Training time.")] = 90.0,
+    out: Annotated[Path, typer.Option(help="Where pictures, checkpoint and report go.")] = Path("out/demo"),
+    samples: Annotated[int, typer.Option(min=64, help="Images per solver.")] = 360,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the checkpoint in the output folder.")] = False,
+) -> None:
+    """Train on handwritten digits in the unit cube, then sample the same weights with five solvers."""
+    with _clear_errors():
+        from .demo import run_demo
+
+        if run_demo(out, seconds=seconds, samples=samples, seed=seed, resume=resume, console=console) is None:
+            raise typer.Exit(130)
+
+
+@app.command("train")
+def train_command(
+    data: Annotated[
+        str, typer.Option(help="'digits', or a .npy file of floats [N, *event] within [low, high].")
+    ] = "digits",
+    out: Annotated[Path, typer.Option(help="The checkpoint to write.")] = Path("model.safetensors"),
+    network: Annotated[
+        NetworkName, typer.Option(help="unet for images [C, H, W], mlp for anything.")
+    ] = NetworkName.unet,
+    seconds: Annotated[float | None, typer.Option(min=0.0, help="Time budget in all, resumed runs included.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Step budget in all. Default: 90 seconds.")] = None,
+    low: Annotated[float, typer.Option(help="Lower wall.")] = 0.0,
+    high: Annotated[float, typer.Option(help="Upper wall.")] = 1.0,
+    batch_size: Annotated[int, typer.Option(min=1)] = 128,
+    lr: Annotated[float, typer.Option(min=0.0, help="Learning rate.")] = 1e-3,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the checkpoint.")] = False,
+) -> None:
+    """Train a reflected diffusion on your data. Ctrl-C leaves a checkpoint that --resume goes on with."""
+    with _clear_errors():
+        import torch
+
+        from .domains import Hypercube
+        from .processes import VE, Diffusion
+        from .scores.neural import MLP, MLPConfig, NeuralScore, UNet, UNetConfig, train
+
+        x = _read_data(data)
+        event = tuple(x.shape[1:])
+        torch.manual_seed(seed)
+        model: torch.nn.Module
+        if network is NetworkName.unet:
+            if len(event) != 3:
+                raise ValueError(
+                    f"--network unet: got data of event shape {event}, expected [C, H, W]; use --network mlp"
+                )
+            model = UNet(UNetConfig(image_channels=event[0]))
+        else:
+            model = MLP(MLPConfig(event_shape=event))
+        score = NeuralScore(model, Diffusion(Hypercube(event, low, high), VE()))
+        budget = 90.0 if seconds is None and steps is None else seconds
+        result = train(
+            score,
+            x,
+            seconds=budget,
+            steps=steps,
+            batch_size=batch_size,
+            lr=lr,
+            seed=seed,
+            checkpoint=out,
+            resume=resume,
+        )
+        console.print(f"{result.steps} steps in {result.seconds:.1f} s, loss {result.loss:.4f} → {out}")
+        if result.interrupted:
+            console.print("Interrupted; go on with the same command and --resume")
+            raise typer.Exit(130)
+
+
+@app.command("sample")
+def sample_command(
+    checkpoint: Annotated[Path, typer.Argument(help="A file written by train or demo.")],
+    solver: Annotated[Rule, typer.Option(help="The step rule.")] = Rule.heun,
+    n: Annotated[int, typer.Option(min=1, help="How many samples.")] = 64,
+    levels: Annotated[int, typer.Option(min=1, help="Noise levels of the grid (adaptive: output times).")] = 18,
+    grid: Annotated[GridName, typer.Option(help="Where the steps go.")] = GridName.karras,
+    wall: Annotated[WallName, typer.Option(help="What happens at the boundary.")] = WallName.default,
+    seed: Annotated[int, typer.Option(min=0, help="Sample i has seed + i, whatever n is.")] = 0,
+    out: Annotated[Path, typer.Option(help=".npy for the values, .png for a picture grid.")] = Path("samples.png"),
+) -> None:
+    """Sample a checkpoint with any solver, grid and wall."""
+    with _clear_errors():
+        import numpy as np
+
+        from .scores.neural import NeuralScore
+        from .solvers import sample
+
+        if out.suffix not in (".npy", ".png"):
+            raise ValueError(f"--out: got {out.name!r}, expected a name that ends in .npy or .png")
+        score = NeuralScore.load(checkpoint)
+        process = score.process
+        solution = sample(
+            process,
+            score,
+            _solver(solver),
+            _grid(grid, process, levels),
+            shape=n,
+            seed=range(seed, seed + n),
+            wall=_wall(wall),
+            progress=solver is not Rule.adaptive,
+        )
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if out.suffix == ".npy":
+            np.save(out, solution.x.numpy())
+        else:
+            from .validation import pictures
+
+            pictures.image_grid(solution.x, out)
+        console.print(f"{n} samples, {_evaluations(solution.nfe)} evaluations each → {out}")
+        if not bool(solution.ok.all()):
+            console.print(f"[yellow]{solution.report()}[/yellow]")
+
+
+@app.command()
+def solvers() -> None:
+    """The solvers and their facts."""
+    from .solvers import SOLVERS
+
+    table = Table(title="Solvers")
+    facts = [cls.facts() for cls in SOLVERS]
+    shown = [name for name in facts[0] if name != "source" or console.width >= 120]
+    for name in shown:
+        table.add_column(name, no_wrap=name == "solver")
+    for row in facts:
+        table.add_row(*(row[name] for name in shown))
+    console.print(table)
+
+
+def _read_data(name: str) -> Tensor:
+    import numpy as np
+    import torch
+
+    if name == "digits":
+        from .scores.neural import digits
+
+        return digits()
+    path = Path(name)
+    if path.suffix != ".npy":
+        raise ValueError(f"--data: got {name!r}, expected 'digits' or a .npy file")
+    values = np.load(path, allow_pickle=False)
+    if values.dtype.kind != "f":
+        raise ValueError(f"--data: got dtype {values.dtype}, expected floats; scale integers yourself, e.g. x / 255")
+    return torch.from_numpy(values).float()
+
+
+def _solver(rule: Rule) -> Any:
+    from . import solvers as s
+
+    factories: dict[Rule, Callable[[], s.Solver]] = {
+        Rule.euler: s.Euler,
+        Rule.heun: s.Heun,
+        Rule.rk4: s.RungeKutta,
+        Rule.adaptive: s.AdaptiveODE,
+        Rule.euler_maruyama: s.EulerMaruyama,
+        Rule.reflected: s.ReflectedEulerMaruyama,
+    }
+    return factories[rule]()
+
+
+def _grid(name: GridName, process: Diffusion, levels: int) -> Tensor:
+    from . import solvers as s
+
+    factories = {
+        GridName.karras: s.karras,
+        GridName.uniform: s.uniform,
+        GridName.quadratic: s.quadratic,
+        GridName.uniform_lambda: s.uniform_lambda,
+    }
+    return factories[name](process, levels)
+
+
+def _wall(name: WallName) -> Wall | None:
+    from . import solvers as s
+
+    walls: dict[WallName, Callable[[], Wall | None]] = {
+        WallName.default: lambda: None,
+        WallName.reflect: s.Reflect,
+        WallName.project: s.Project,
+        WallName.cover: s.Cover,
+    }
+    return walls[name]()
+
+
+def _evaluations(nfe: Any) -> str:
+    import torch
+
+    if isinstance(nfe, torch.Tensor):
+        return f"{int(nfe.min())} to {int(nfe.max())}"
+    return str(nfe)
+
+
+if __name__ == "__main__":
+    app()

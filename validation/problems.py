@@ -1,0 +1,249 @@
+r"""Problems whose every answer is known in closed form: score, density, moments and the exact flow, at every noise level.
+
+=====================  ==========================================================  ==================
+problem                data law                                                    domain
+=====================  ==========================================================  ==================
+``gaussian()``         G1 = N(½, ¼)                                                R
+``gaussian_2d()``      G2 = N((.5, −.3), [[.5, .2], [.2, .3]])                     R²
+``mixture()``          M1 = .3 N(−1, .2²) + .7 N(.8, .3²)                          R
+``cosine()``           p(x) = Π (1 + a cos πxᵢ), a = ½                             [0, 1]^d
+=====================  ==========================================================  ==================
+
+The *flow* is the probability flow ODE, which in R¹ (and on an interval) carries quantiles to quantiles: with F_σ the
+distribution function of X_σ and :math:`x_t = s(t) X`, the exact map from t to s is :math:`s(s)\,F_{σ(s)}^{-1}(F_{σ(t)}(x/s(t)))`.
+Everything is float64; ``t`` is a number or broadcasts against x, as for scores.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..domains import Euclidean, Hypercube
+from ..domains.tensors import event_sum, per_batch
+from ..processes import VE, VP, Diffusion, Schedule
+from ..scores import GaussianMixtureScore
+
+Time = float | Tensor
+
+
+@dataclass(frozen=True)
+class Problem(ABC):
+    """A process with its exact score; ``score(x, t)`` obeys the contract of scores and has ``rows``."""
+
+    process: Diffusion
+    score: Callable[..., Tensor] = field(init=False)
+
+    def log_prob(self, x: Tensor, t: Time) -> Tensor:
+        """log p_t(x): ``[*batch]``."""
+        return self.score.log_prob(x, t)  # type: ignore[attr-defined]
+
+    @abstractmethod
+    def flow(self, x: Tensor, t: float, s: float) -> Tensor:
+        """Where the probability flow carries x from time t to time s, exactly: the shape of x."""
+
+    @abstractmethod
+    def moments(self, t: float) -> tuple[Tensor, Tensor]:
+        """Mean ``[d]`` and covariance ``[d, d]`` of x_t."""
+
+    @abstractmethod
+    def points(self, t: float, n: int = 5) -> Tensor:
+        """n typical states at time t, always the same: ``[n, *event]``."""
+
+
+@dataclass(frozen=True)
+class MixtureProblem(Problem):
+    """A Gaussian mixture in R^d under any schedule; the flow is closed for one component or d = 1.
+
+    Args: weights ``[K]``, means ``[K, d]``, covariances ``[K, d, d]``, as nested tuples of floats.
+    """
+
+    weights: tuple[float, ...] = (1.0,)
+    means: tuple[tuple[float, ...], ...] = ((0.5,),)
+    covariances: tuple[tuple[tuple[float, ...], ...], ...] = (((0.25,),),)
+
+    def __post_init__(self) -> None:
+        score = GaussianMixtureScore(self.process, self.weights, self.means, self.covariances)
+        object.__setattr__(self, "score", score)
+
+    @property
+    def gaussian(self) -> bool:
+        return len(self.weights) == 1
+
+    def moments(self, t: float) -> tuple[Tensor, Tensor]:
+        w, m, c = (torch.tensor(v, dtype=torch.float64) for v in (self.weights, self.means, self.covariances))
+        w = w / w.sum()
+        mean = (w[:, None] * m).sum(0)
+        spread = (w[:, None, None] * (c + m[:, :, None] * m[:, None, :])).sum(0) - mean[:, None] * mean[None, :]
+        level = self.process.level(t)
+        variance = (level.scale * level.sigma) ** 2
+        return level.scale * mean, level.scale**2 * spread + variance * torch.eye(len(mean), dtype=torch.float64)
+
+    def flow(self, x: Tensor, t: float, s: float) -> Tensor:
+        before, after = self.process.level(t), self.process.level(s)
+        clean = x.double() / before.scale
+        if self.gaussian:
+            moved = self._whiten(clean, float(before.sigma), float(after.sigma))
+        elif clean.shape[-1] == 1:
+            w, m, c = (torch.tensor(v, dtype=torch.float64).flatten() for v in (self.weights, self.means, self.covariances))
+            logits = [_Logit(w / w.sum(), m, (c + level.sigma**2).sqrt()) for level in (before, after)]
+            moved = logits[1].inverse(logits[0](clean), clean)
+        else:
+            raise TypeError("flow: got a mixture in several dimensions, expected one component or one dimension")
+        return (after.scale * moved).to(x.dtype)
+
+    def points(self, t: float, n: int = 5) -> Tensor:
+        mean, covariance = self.moments(t)
+        d = len(mean)
+        # unevenly spaced, so that no symmetry of the law hides an error
+        spots = torch.linspace(-1.6, 1.9, n, dtype=torch.float64) if n > 1 else torch.tensor([0.7], dtype=torch.float64)
+        directions = torch.tensor([[math.cos(1.0 + 2.3 * i + 1.7 * j * (i + 1)) for j in range(d)] for i in range(n)], dtype=torch.float64)
+        return mean + (spots[:, None] * directions.sign() if d == 1 else 1.5 * directions) * covariance.diagonal().sqrt()
+
+    def _whiten(self, clean: Tensor, before: float, after: float) -> Tensor:
+        """A Gaussian's flow is linear in each eigenbasis: X − m scales by √((v + σ_s²)/(v + σ_t²))."""
+        mean = torch.tensor(self.means[0], dtype=torch.float64)
+        values, vectors = torch.linalg.eigh(torch.tensor(self.covariances[0], dtype=torch.float64))
+        gain = ((values + after**2) / (values + before**2)).sqrt()
+        return mean + (((clean - mean) @ vectors) * gain) @ vectors.T
+
+
+@dataclass(frozen=True)
+class CosineProblem(Problem):
+    """p(x) = Π (1 + a cos πxᵢ) on the unit cube, diffused: a_σ = a·exp(−π²σ²/2) (formulas §20)."""
+
+    amplitude: float = 0.5
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "score", CosineScore(self.process, self.amplitude))
+
+    def _decayed(self, t: float) -> float:
+        return float(self.amplitude * (-0.5 * (math.pi * self.process.level(t).sigma) ** 2).exp())
+
+    def moments(self, t: float) -> tuple[Tensor, Tensor]:
+        a, d = self._decayed(t), math.prod(self.process.domain.event_shape)
+        mean, variance = 0.5 - 2 * a / math.pi**2, 1 / 12 - 4 * a**2 / math.pi**4
+        return torch.full((d,), mean, dtype=torch.float64), variance * torch.eye(d, dtype=torch.float64)
+
+    def entropy(self, t: float = 0.0) -> float:
+        """−∫ p log p per state: per axis −log((1 + q)/2) − 1 + q with q = √(1 − a²)."""
+        q = math.sqrt(1 - self._decayed(t) ** 2)
+        return -math.prod(self.process.domain.event_shape) * (math.log((1 + q) / 2) + 1 - q)
+
+    def cdf(self, x: Tensor, t: float) -> Tensor:
+        """F_σ, coordinate by coordinate: x + a_σ sin(πx)/π."""
+        return x + self._decayed(t) * (math.pi * x).sin() / math.pi
+
+    def flow(self, x: Tensor, t: float, s: float) -> Tensor:
+        x = x.double()
+        a = self._decayed(s)
+        return _invert(lambda y: self.cdf(y, s), lambda y: 1 + a * (math.pi * y).cos(), self.cdf(x, t), 0.0, 1.0).to(x.dtype)
+
+    def points(self, t: float, n: int = 5) -> Tensor:
+        spots = torch.linspace(0.06, 0.97, n, dtype=torch.float64) if n > 1 else torch.tensor([0.3], dtype=torch.float64)
+        event = self.process.domain.event_shape
+        shifts = 0.01 * torch.arange(math.prod(event), dtype=torch.float64)
+        return (spots[:, None] * (1 - shifts)).reshape(n, *event)
+
+
+class CosineScore:
+    r"""∇ log Π (1 + a_σ cos πxᵢ) = −π a_σ sin πxᵢ / (1 + a_σ cos πxᵢ) on the unit cube; zero at the walls.
+
+    Args: process on a ``Hypercube`` from 0 to 1; amplitude a in (−1, 1).
+    """
+
+    def __init__(self, process: Diffusion, amplitude: float = 0.5):
+        domain = process.domain
+        if not isinstance(domain, Hypercube) or not bool((domain.low == 0).all() & (domain.high == 1).all()):
+            raise TypeError(f"CosineScore: got {domain!r}, expected the unit cube Hypercube(event_shape)")
+        if not -1 < amplitude < 1:
+            raise ValueError(f"amplitude: got {amplitude:g}, expected a number in (-1, 1), or the density is not positive")
+        self.process, self.amplitude = process, amplitude
+
+    def __call__(self, x: Tensor, t: Time) -> Tensor:
+        a = self._decayed(x, t)
+        # the sine of the nearer wall's distance, so that it vanishes exactly at both
+        sine = (math.pi * torch.minimum(x, 1 - x)).sin()
+        return -math.pi * a * sine / (1 + a * (math.pi * x).cos())
+
+    def log_prob(self, x: Tensor, t: Time) -> Tensor:
+        return event_sum((self._decayed(x, t) * (math.pi * x).cos()).log1p(), len(self.process.domain.event_shape))
+
+    def rows(self, index: Tensor) -> CosineScore:
+        return self
+
+    def _decayed(self, x: Tensor, t: Time) -> Tensor:
+        ndim = len(self.process.domain.event_shape)
+        sigma = self.process.schedule.sigma(per_batch(t, x, ndim, "t"))
+        return (self.amplitude * (-0.5 * (math.pi * sigma) ** 2).exp()).reshape(sigma.shape + (1,) * ndim)
+
+
+def gaussian(schedule: Schedule | None = None) -> MixtureProblem:
+    """G1 = N(½, ¼) in R, VP unless told."""
+    return MixtureProblem(Diffusion(Euclidean((1,)), schedule or VP()))
+
+
+def gaussian_2d(schedule: Schedule | None = None) -> MixtureProblem:
+    """G2 = N((.5, −.3), [[.5, .2], [.2, .3]]) in R²."""
+    process = Diffusion(Euclidean((2,)), schedule or VP())
+    return MixtureProblem(process, (1.0,), ((0.5, -0.3),), (((0.5, 0.2), (0.2, 0.3)),))
+
+
+def mixture(schedule: Schedule | None = None) -> MixtureProblem:
+    """M1 = .3 N(−1, .2²) + .7 N(.8, .3²) in R."""
+    process = Diffusion(Euclidean((1,)), schedule or VP())
+    return MixtureProblem(process, (0.3, 0.7), ((-1.0,), (0.8,)), (((0.2**2,),), ((0.3**2,),)))
+
+
+def cosine(amplitude: float = 0.5, dim: int = 1, schedule: Schedule | None = None) -> CosineProblem:
+    """The cosine density on the unit cube of ``dim`` axes, VE unless told."""
+    return CosineProblem(Diffusion(Hypercube((dim,)), schedule or VE()), amplitude)
+
+
+@dataclass(frozen=True)
+class _Logit:
+    """L = log F − log(1 − F) of a one-dimensional mixture: monotone, and accurate in both tails."""
+
+    weights: Tensor
+    means: Tensor
+    stds: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        below, above = self._tails(x)
+        return below - above
+
+    def _tails(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        z = (x[..., None] - self.means) / self.stds
+        log_w = self.weights.log()
+        return (log_w + torch.special.log_ndtr(z)).logsumexp(-1), (log_w + torch.special.log_ndtr(-z)).logsumexp(-1)
+
+    def slope(self, x: Tensor) -> Tensor:
+        """L' = p / (F (1 − F))."""
+        z = (x[..., None] - self.means) / self.stds
+        log_p = (self.weights.log() - self.stds.log() - 0.5 * z * z - 0.5 * math.log(2 * math.pi)).logsumexp(-1)
+        below, above = self._tails(x)
+        return (log_p - below - above).exp()
+
+    def inverse(self, target: Tensor, near: Tensor) -> Tensor:
+        reach = 40 * float(self.stds.max()) + float(self.means.abs().max())
+        return _invert(self, self.slope, target, -reach, reach)
+
+
+def _invert(
+    function: Callable[[Tensor], Tensor], slope: Callable[[Tensor], Tensor], target: Tensor, low: float, high: float
+) -> Tensor:
+    """The root of function(y) = target, increasing on [low, high]: bisection to its end, then Newton."""
+    a, b = torch.full_like(target, low), torch.full_like(target, high)
+    for _ in range(60):
+        middle = 0.5 * (a + b)
+        below = function(middle) < target
+        a, b = torch.where(below, middle, a), torch.where(below, b, middle)
+    y = 0.5 * (a + b)
+    for _ in range(2):
+        y = (y - (function(y) - target) / slope(y)).clamp(low, high)
+    return y
