@@ -2,9 +2,10 @@
 
 from ..processes import Wall
 from .adaptive import AdaptiveODE
+from .bookkeeping import Info
 from .external import TorchDiffEq
 from .grids import karras, quadratic, uniform, uniform_lambda
-from .loop import Info, integrate, sample, solve
+from .loop import integrate, sample, solve
 from .noise import BrownianPath, Noise, SampleNoise, WhiteNoise
 from .runge_kutta import (
     BOGACKI_SHAMPINE,

@@ -23,6 +23,7 @@ from carom.scores.neural import (
     digits,
     split,
 )
+from carom.solvers import AdaptiveODE, Heun, ReflectedEulerMaruyama, karras, sample
 
 IMAGE = (1, 8, 8)
 SMALL = UNetConfig(channels=8, multipliers=(1, 2), heads=2)
@@ -73,7 +74,10 @@ class Labelled(nn.Module):
         (MLP(MLPConfig((), 16, 1)), ()),
         (MLP(MLPConfig((2, 3), 16, 2, dropout=0.1)), (2, 3)),
         (UNet(SMALL), IMAGE),
-        (UNet(UNetConfig(image_channels=3, channels=8, multipliers=(1, 2, 2), blocks=2, heads=0, dropout=0.1)), (3, 12, 4)),
+        (
+            UNet(UNetConfig(image_channels=3, channels=8, multipliers=(1, 2, 2), blocks=2, heads=0, dropout=0.1)),
+            (3, 12, 4),
+        ),
         (UNet(UNetConfig(channels=12, multipliers=(1,))), (1, 5, 7)),
     ],
 )
@@ -83,7 +87,8 @@ def test_networks_keep_the_shape_start_at_zero_and_look_at_each_row_by_itself(ne
     randomise(network).eval()
     whole = network(x, c_noise)
     assert whole.shape == x.shape and whole.std() > 0
-    torch.testing.assert_close(network(x[2:3], c_noise[2:3]), whole[2:3])  # to rounding: convolutions depend on batch size
+    # to rounding: convolutions depend on the batch size
+    torch.testing.assert_close(network(x[2:3], c_noise[2:3]), whole[2:3])
     assert (network(x, c_noise + 0.5) - whole).abs().amax() > 1e-3
 
 
@@ -95,7 +100,14 @@ def test_networks_keep_the_shape_start_at_zero_and_look_at_each_row_by_itself(ne
         (lambda: UNetConfig(multipliers=()), r"multipliers: got \(\)"),
         (lambda: MLPConfig((3,), width=2.5), r"MLPConfig.width: got 2.5"),
         (lambda: MLPConfig((3,), dropout=1.0), r"dropout: got 1"),
-        (lambda: UNet(SMALL)(torch.zeros(2, 1, 7, 8), torch.zeros(2)), r"UNet: got x of shape \(2, 1, 7, 8\).*divisible by 2"),
+        (
+            lambda: UNet(SMALL)(torch.zeros(2, 1, 7, 8), torch.zeros(2)),
+            r"UNet: got x of shape \(2, 1, 7, 8\).*divisible by 2",
+        ),
+        (
+            lambda: MLP(MLPConfig((3,)))(torch.zeros(2, 4), torch.zeros(2)),
+            r"MLP: got x of shape \(2, 4\), expected \[B, 3\]",
+        ),
         (lambda: UNet(SMALL)(torch.zeros(2, 3, 8, 8), torch.zeros(2)), r"expected \[B, 1, H, W\]"),
     ],
 )
@@ -253,6 +265,15 @@ def test_a_condition_reaches_the_network_with_the_batch_flattened():
         score(x, 0.3, lable=label)
 
 
+@pytest.mark.parametrize("solver", [Heun(), ReflectedEulerMaruyama(), AdaptiveODE(rtol=0.1, atol=0.1)], ids=repr)
+def test_solvers_take_it_as_any_score_and_the_box_holds(solver):
+    """Also the adaptive one, which evaluates the rows at work only (``rows``), each at a time of its own."""
+    score = image_score()
+    solution = sample(score.process, score, solver, karras(score.process, 6), shape=(2, 3), seed=0)
+    assert solution.x.shape == (2, 3, *IMAGE) and solution.ok.all() and not solution.x.requires_grad
+    assert float(solution.x.min()) >= 0 and float(solution.x.max()) <= 1
+
+
 def test_the_score_refuses():
     score = image_score()
     with pytest.raises(ValueError, match=r"x: got shape \(2, 8, 8\), expected \[\*batch, 1, 8, 8\]"):
@@ -264,7 +285,7 @@ def test_the_score_refuses():
     with pytest.raises(ValueError, match=r"network: got an output of shape \(2, 64\)"):
         net = type("Flat", (nn.Module,), {"forward": lambda self, x, c: x.flatten(1)})()
         NeuralScore(net, score.process)(torch.zeros(2, *IMAGE), 0.5)
-    with pytest.raises(TypeError, match="network: got function, expected an nn.Module"):
+    with pytest.raises(TypeError, match=r"network: got function, expected an nn\.Module"):
         NeuralScore(lambda x, c: x, score.process)
     with pytest.raises(TypeError, match=r"process: got VE, expected a Diffusion"):
         NeuralScore(UNet(SMALL), VE())
@@ -345,7 +366,9 @@ def test_a_network_of_ones_own_travels_with_its_weights_only(tmp_path):
         NeuralScore.load(path, UNet(SMALL))
     other = Labelled(channels=5)
     before = [p.clone() for p in other.parameters()]
-    with pytest.raises(ValueError, match=r"weights that do not fit Labelled.*first.weight of shape \(4, 1, 3, 3\) for \(5"):
+    with pytest.raises(
+        ValueError, match=r"weights that do not fit Labelled.*first.weight of shape \(4, 1, 3, 3\) for \(5"
+    ):
         NeuralScore.load(path, other)
     assert all(torch.equal(p, q) for p, q in zip(before, other.parameters(), strict=True))
     own = Labelled()
@@ -374,9 +397,15 @@ def rewrite(path, **changes):
         (lambda p: rewrite(p, version="2"), "of version '2', expected at most 1; update carom"),
         (lambda p: rewrite(p, version="one"), "of version 'one'"),
         (lambda p: rewrite(p, header={"colour": 1}), "unknown header entries colour"),
-        (lambda p: rewrite(p, header={"network": {"type": "MLP", "event_shape": [3], "wdith": 3}}), "unknown settings wdith"),
+        (
+            lambda p: rewrite(p, header={"network": {"type": "MLP", "event_shape": [3], "wdith": 3}}),
+            "unknown settings wdith",
+        ),
         (lambda p: rewrite(p, header={"network": {"type": "MLP", "event_shape": [3], "width": 9}}), "do not fit MLP"),
-        (lambda p: rewrite(p, header={"preconditioning": {"type": "EDMPreconditioning", "d": 1}}), "unknown arguments d"),
+        (
+            lambda p: rewrite(p, header={"preconditioning": {"type": "EDMPreconditioning", "d": 1}}),
+            "unknown arguments d",
+        ),
         (lambda p: rewrite(p, header={"preconditioning": {"type": "Mine"}}), "got type 'Mine'"),
         (lambda p: rewrite(p, header={"process": {"schedule": {"type": "VP"}}}), "domain"),
     ],

@@ -201,12 +201,11 @@ def test_training_reaches_the_optimum_on_the_cosine_density(wall):
     torch.manual_seed(0)
     score = interval(MLP(MLPConfig((1,), 48, 2)), wall=wall)
     before = excess(score)
-    result = train(score, cosine_data(20_000).float(), steps=400, batch_size=256, lr=3e-3, ema=0.98, **QUIET)
-    # zero starts at .35. A network of 7,000 free weights could fit the noise of 100,000 targets of variance 1: excess
-    # up to .07; smooth as it is, it stays far below, and a wrong target, sign or unit would leave it near .35 or above
-    print(before, excess(score))
-    assert before > 0.2 and excess(score) < 0.02
-    assert result.steps == 400 == len(result.losses) and not result.interrupted and not score.training and score.use_ema
+    result = train(score, cosine_data(20_000).float(), steps=300, batch_size=256, lr=3e-3, ema=0.98, **QUIET)
+    # zero starts at .204. What remains is noise: 77,000 targets of variance 1 seen by a smooth function of (x, σ), with some
+    # hundred effective parameters: 1e-3. A wrong target, sign or unit leaves it at .2 or above
+    assert before > 0.2 and excess(score) < 5e-3
+    assert result.steps == 300 == len(result.losses) and not result.interrupted and not score.training and score.use_ema
 
 
 def test_training_is_reproducible_and_leaves_the_global_generator_alone():
@@ -301,7 +300,9 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(tmp_path)
     good = fresh(99)
     train(good, data, steps=3, **options)
     score = fresh(3)
-    with pytest.raises(FloatingPointError, match=r"step 4 got loss nan .* the weights of step 3 are kept in the score and in"):
+    with pytest.raises(
+        FloatingPointError, match=r"step 4 got loss nan .* the weights of step 3 are kept in the score and in"
+    ):
         train(score, data, steps=9, checkpoint=path, **options)
     assert same(score, good) and not score.training and score.use_ema
     assert same(NeuralScore.load(path, Fragile(99)), good)
@@ -447,6 +448,7 @@ def test_resuming_refuses_what_is_not_this_training_and_touches_nothing(tmp_path
     refused(ValueError, "batch_size is 4 there and 5 here; pass the settings", batch_size=5)
     refused(ValueError, "lr is 0.001 there and 0.002 here", lr=2e-3)
     refused(ValueError, "objective is .* there", objective=DenoisingScoreMatching(LogUniform(0.1, 1.0)))
+    refused(ValueError, "objective is .* there", objective=DenoisingScoreMatching(weight=torch.ones_like))
     refused(ValueError, "samples is 9 there and 8 here", torch.rand(8, 1))
     refused(ValueError, "network is .* there", target=interval(MLP(MLPConfig((1,), 25, 2))))
     refused(ValueError, "process is .* there", target=small_score(Diffusion(Hypercube((1,)), VE(sigma_min=0.03))))

@@ -206,7 +206,7 @@ def test_refusals():
         EmpiricalScore(process, torch.rand(0, 2))
     with pytest.raises(TypeError, match="expected a Euclidean domain; use EmpiricalScore"):
         GaussianMixtureScore(process, [1.0], [[0.0, 0.0]], 1.0)
-    with pytest.raises(ValueError, match="weights: got shape .* of positive numbers"):
+    with pytest.raises(ValueError, match=r"weights: got shape .* of positive numbers"):
         GaussianMixtureScore(PLANE, [1.0, -1.0], torch.zeros(2, 2), 1.0)
     with pytest.raises(ValueError, match=r"means: got shape \(3, 2\), expected \[2, 2\]"):
         GaussianMixtureScore(PLANE, [1.0, 1.0], torch.zeros(3, 2), 1.0)

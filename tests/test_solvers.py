@@ -526,7 +526,7 @@ def run(**changes):
         ({"score": lambda x, t: x[..., :1]}, ValueError, r"got \(2, 1\) .* expected the same shape and dtype"),
         ({"score": lambda x, t: x.double()}, ValueError, "expected the same shape and dtype"),
         ({"score": 3}, TypeError, "expected a callable score"),
-        ({"shape": -1}, ValueError, "expected sizes of at least 1"),
+        ({"shape": -1}, ValueError, "expected batch sizes of at least 0"),
         ({"colour": 1}, TypeError, "unexpected keyword"),
     ],
 )

@@ -1,6 +1,32 @@
-"""Closed-form problems, measured orders, distances, the laws as public functions, strategies, pictures."""
+"""Closed-form problems, measured orders, distances, the laws as public functions, strategies, pictures.
 
-from . import pictures
+``strategies`` needs hypothesis and is imported by name: ``from carom.validation import strategies``. ``pictures`` imports matplotlib
+when a picture is drawn.
+"""
+
+from . import pictures, problems
 from .distances import Distance, energy_distance, frechet_distance, sliced_wasserstein
+from .domain_laws import check_domain
+from .laws import Law, LawError, Report
+from .orders import BasisNoise, convergence_order, expectation, propagate_moments
+from .schedule_laws import check_schedule
+from .solver_laws import check_solver
 
-__all__ = ["Distance", "energy_distance", "frechet_distance", "pictures", "sliced_wasserstein"]
+__all__ = [
+    "BasisNoise",
+    "Distance",
+    "Law",
+    "LawError",
+    "Report",
+    "check_domain",
+    "check_schedule",
+    "check_solver",
+    "convergence_order",
+    "energy_distance",
+    "expectation",
+    "frechet_distance",
+    "pictures",
+    "problems",
+    "propagate_moments",
+    "sliced_wasserstein",
+]

@@ -36,6 +36,7 @@ def kernel_laws(domain: KernelDomain, inside: Tensor, seed: int) -> list[tuple[s
         ("samples follow the kernel", samples),
         ("targets average to the score", targets),
         ("a kernel sample does not depend on its batch", independent),
+        ("small sigma is Gaussian", gaussian_limit),
         ("large sigma is uniform", uniform_limit),
         ("bad kernel arguments are refused", refusals),
     ]
@@ -247,6 +248,27 @@ def independent(bench: KernelBench) -> None:
             alone = bench.domain.heat_kernel(x0[i], sigma[i])
             require_equal(alone.log_prob(x[i]), log_prob[i], "log_prob")
             require_equal(alone.score(x[i]), score[i], "score")
+
+
+def gaussian_limit(bench: KernelBench) -> str | None:
+    """Farther than 10σ from all walls the kernel is N(x0, σ²): this fixes the clock, which the other laws leave open."""
+    sigma = bench.sigmas[0] / 10
+    axes = 10 * math.sqrt(bench.dim) * sigma * torch.eye(bench.dim, dtype=torch.float64)
+    around = torch.cat([axes, -axes]).reshape(-1, *bench.domain.event_shape)
+    # a convex set that holds these points holds the ball of radius 10σ
+    free = torch.stack([bench.domain.contains(x + around).all() for x in bench.inside])
+    if not bool(free.any()):
+        return "no point far from the walls"
+    x0 = bench.inside[free]
+    x = x0 + 0.1 * around[:1]
+    kernel = bench.domain.heat_kernel(x0, sigma)
+    squared = event_sum(((x - x0) / sigma) ** 2, bench.ndim)
+    want = -0.5 * squared - bench.dim * (math.log(sigma) + 0.5 * math.log(2 * math.pi))
+    # x − x0 carries the rounding of x
+    room = 1e-14 * float(x.abs().max()) / sigma * 10 + 1e-11
+    require_close(kernel.log_prob(x), want, room * (1 + want.abs()), "log_prob at small sigma")
+    require_close(kernel.score(x) * sigma, (x0 - x) / sigma, room * 10, "score · sigma at small sigma")
+    return None
 
 
 def uniform_limit(bench: KernelBench) -> str | None:

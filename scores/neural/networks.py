@@ -41,7 +41,8 @@ def network_to_config(network: nn.Module) -> dict[str, Any]:
     name = type(network).__name__
     if _REGISTRY.get(name, (None,))[0] is not type(network):
         return {"type": name}
-    return {"type": name, **dataclasses.asdict(network.config)}  # type: ignore[arg-type]
+    config: Any = network.config
+    return {"type": name, **dataclasses.asdict(config)}
 
 
 def network_from_config(config: Mapping[str, Any]) -> nn.Module:
@@ -80,7 +81,7 @@ class NoiseEmbedding(nn.Module):
     def forward(self, c_noise: Tensor) -> Tensor:
         angle = c_noise[:, None] * self.frequencies.to(c_noise.dtype)
         waves = torch.cat([angle.sin(), angle.cos()], -1)
-        return self.layers(waves.to(self.layers[0].weight.dtype))
+        return self.layers(waves.to(next(self.layers.parameters()).dtype))
 
 
 def _scale_shift(x: Tensor, modulation: Tensor) -> Tensor:
@@ -136,8 +137,13 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
         """x ``[B, *event]``, c_noise ``[B]`` → ``[B, *event]``."""
+        if x.shape[1:] != self.config.event_shape:
+            raise ValueError(
+                f"MLP: got x of shape {tuple(x.shape)}, expected [B, {', '.join(map(str, self.config.event_shape))}]; set "
+                "event_shape of MLPConfig to that of the domain"
+            )
         embedding = functional.silu(self.embedding(c_noise))
-        hidden = self.first(x.flatten(1)) if x.dim() > 1 else self.first(x[:, None])
+        hidden = self.first(x.reshape(len(x), -1))
         for block in self.blocks:
             hidden = block(hidden, embedding)
         return self.last(functional.silu(self.norm(hidden))).reshape(x.shape)

@@ -47,7 +47,8 @@ class Preconditioning(ABC):
         """``{"type": name, **arguments}``, JSON-able, without the domain."""
 
     def check(self, domain: Domain) -> None:
-        """Refuse a domain this preconditioning is not made for."""
+        """Refuse a domain this preconditioning is not made for; by default none is refused."""
+        return
 
 
 class EDMPreconditioning(Preconditioning):

@@ -7,6 +7,7 @@ one that was not, bit for bit on the CPU at the same number of threads.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -113,8 +114,8 @@ def train(
     settings: dict[str, Any] = {
         "samples": batches.count,
         "batch_size": batch_size,
-        "objective": repr(objective),
-        "lr": getattr(lr, "__qualname__", type(lr).__qualname__) if callable(lr) else lr,
+        "objective": _describe(objective),
+        "lr": _describe(lr),
         "warmup": warmup,
         "weight_decay": weight_decay,
         "clip": clip,
@@ -135,6 +136,9 @@ def train(
             state = {"step": done, "seconds": spent, "settings": settings}
             files.write(checkpoint, score.header() | {"training": state}, score.state_dict() | _pack(optimizer))
 
+    def finished() -> bool:
+        return (steps is not None and done >= steps) or (seconds is not None and spent >= seconds)
+
     losses: list[float] = []
     start, before = time.monotonic(), spent
     cuda = [device] if device.type == "cuda" else []
@@ -143,7 +147,7 @@ def train(
     score.use_ema = False
     try:
         with torch.random.fork_rng(cuda), _interruptions() as interrupted, _Bar(steps, seconds, done, progress) as bar:
-            while (steps is None or done < steps) and (seconds is None or spent < seconds) and not interrupted():
+            while not finished() and not interrupted():
                 torch.manual_seed(_mix(seed, "dropout", done))
                 generator.manual_seed(_mix(seed, "noise", done))
                 x, condition = batches.at(done, device)
@@ -173,7 +177,7 @@ def train(
                 if done % checkpoint_every == 0 and done != steps:
                     save()
             save()
-            stopped = interrupted()
+            stopped = interrupted() and not finished()
     finally:
         score.eval()
         score.use_ema = score.ema is not None
@@ -204,7 +208,7 @@ class _Batches:
             raise TypeError(
                 f"data: got {type(data).__name__}, expected a tensor [N, *event] or a dataset with __len__ and __getitem__"
             )
-        self.count = len(data)  # type: ignore[arg-type]
+        self.count = len(data)
         if self.count < 1:
             raise ValueError("data: got no samples, expected at least 1")
         self._epoch, self._order = -1, torch.empty(0)
@@ -281,6 +285,17 @@ def _resume(
     score.restore(file)
     optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
     return int(state["step"]), float(state["seconds"])
+
+
+def _describe(value: Any) -> Any:
+    """A setting as a checkpoint names it: the same in every process, so functions go by their names."""
+    if dataclasses.is_dataclass(value):
+        return {"type": type(value).__name__} | {
+            f.name: _describe(getattr(value, f.name)) for f in dataclasses.fields(value)
+        }
+    if value is None or isinstance(value, (int, float, str)):
+        return value
+    return getattr(value, "__qualname__", type(value).__qualname__)
 
 
 def _differences(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:

@@ -1,0 +1,96 @@
+"""Input refused at the boundary of ``solve`` and ``sample``: what was got, what was expected, how to fix it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..domains import Euclidean, FoldedDomain
+from ..processes import Diffusion, Equation, Wall
+from .solver import Solver
+from .walls import Cover
+
+
+def check_times(times: Any) -> Tensor:
+    """A grid as a float64 CPU tensor, or an error."""
+    grid = torch.as_tensor(times, dtype=torch.float64, device="cpu").detach()
+    if grid.dim() != 1 or len(grid) == 0:
+        raise ValueError(f"times: got shape {tuple(grid.shape)}, expected a list of at least one time")
+    if not bool(grid.isfinite().all()):
+        raise ValueError("times: got a time that is NaN or infinite, expected finite times")
+    steps = grid.diff()
+    if len(steps) and not (bool((steps > 0).all()) or bool((steps < 0).all())):
+        sign = -1 if grid[-1] < grid[0] else 1
+        i = int((steps * sign <= 0).nonzero()[0])
+        raise ValueError(
+            f"times: got {float(grid[i]):g} followed by {float(grid[i + 1]):g} at position {i}, expected a strictly monotone "
+            "grid; drop repeated times (the grids of carom.solvers never repeat one)"
+        )
+    return grid
+
+
+def check_generation(process: Diffusion, grid: Tensor) -> None:
+    if len(grid) > 1 and grid[-1] > grid[0]:
+        raise ValueError(
+            f"times: got a grid that rises from {float(grid[0]):g} to {float(grid[-1]):g}, expected one that strictly decreases "
+            "(data is at t = 0, noise at t = 1); use times.flip(0)"
+        )
+    t_max = process.schedule.t_max
+    if float(grid[-1]) <= 0 or float(grid[0]) > t_max * (1 + 1e-12):
+        raise ValueError(
+            f"times: got a grid from {float(grid[0]):g} to {float(grid[-1]):g}, expected times within (0, {t_max:g}]; "
+            "σ is 0 at t = 0, where the last denoising step leads by itself"
+        )
+
+
+def as_state(x: Any) -> Tensor:
+    if isinstance(x, np.ndarray):
+        x = torch.from_numpy(x)
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x: got {type(x).__name__}, expected a tensor or a NumPy array of states [*batch, *event]")
+    return x
+
+
+def check_problem(equation: Equation, x: Tensor, grid: Tensor, solver: Solver) -> None:
+    if not isinstance(solver, Solver):
+        raise TypeError(f"solver: got {solver!r}, expected an instance of a Solver, e.g. Heun()")
+    if not isinstance(equation, solver.accepts):
+        names = ", ".join(c.__name__ for c in solver.accepts)
+        kind = "stochastic" if equation.stochastic else "deterministic"
+        raise TypeError(
+            f"{solver!r}: got a {type(equation).__name__}, expected one of {names}; "
+            f"take a solver for {kind} equations, or process.{'flow' if equation.stochastic else 'reverse'}(score)"
+        )
+    rising = len(grid) > 1 and bool(grid[-1] > grid[0])
+    if len(grid) > 1 and equation.direction and rising != (equation.direction > 0):
+        way = "rises" if rising else "falls"
+        raise ValueError(
+            f"times: got a grid that {way}, but {type(equation).__name__} runs the other way; use times.flip(0)"
+        )
+    equation.domain.check(x)
+
+
+def check_wall(wall: Wall | None, equation: Equation) -> Wall | None:
+    if wall is None:
+        return None
+    if not isinstance(wall, Wall):
+        raise TypeError(f"wall: got {wall!r}, expected an instance of a wall, e.g. Reflect()")
+    if isinstance(equation.domain, Euclidean):
+        return Wall()
+    if isinstance(wall, Cover) and not isinstance(equation.domain, FoldedDomain):
+        raise TypeError(
+            f"wall: got Cover() on {equation.domain!r}, which has no covering space; use Reflect() or Project()"
+        )
+    return wall
+
+
+def batch_sizes(shape: int | Sequence[int]) -> tuple[int, ...]:
+    """A batch shape: sizes of at least 0; () is one sample without a batch dimension."""
+    sizes = (shape,) if isinstance(shape, int) else tuple(int(n) for n in shape)
+    if any(n < 0 for n in sizes):
+        raise ValueError(f"shape: got {sizes}, expected batch sizes of at least 0")
+    return sizes
