@@ -173,6 +173,11 @@ def sample_command(
             raise ValueError(f"--out: got {out.name!r}, expected a name that ends in .npy or .png")
         score = NeuralScore.load(checkpoint)
         process = score.process
+        if out.suffix == ".png" and len(process.domain.event_shape) != 3:
+            raise ValueError(
+                f"--out: got {out.name!r} for samples of shape {process.domain.event_shape}, expected images [C, H, W] for a "
+                "picture; write the values with --out samples.npy"
+            )
         solution = sample(
             process,
             score,

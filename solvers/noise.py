@@ -117,8 +117,8 @@ class _SampleSource(Source):
     def __call__(self, t: float, s: float, stream: int = 0, rows: Tensor | None = None) -> Tensor:
         chosen = self.generators if rows is None else [self.generators[i] for i in rows.tolist()]
         out = torch.empty((len(chosen), *self.event), dtype=self.dtype)
-        for row, generator in zip(out, chosen, strict=True):
-            torch.randn(self.event, generator=generator, dtype=self.dtype, out=row)
+        for row, generator in zip(out.unbind(), chosen, strict=True):
+            row.normal_(generator=generator)
         return (out.reshape(self.shape) if rows is None else out).to(self.device)
 
     def initial(self, distribution: Distribution) -> Tensor:
@@ -202,16 +202,16 @@ class _PathSource(Source):
                 return wa if i == a else wb
             middle = (a + b) // 2
             # Brownian bridge: the midpoint given both ends has variance (b − a)/4
-            w = 0.5 * (wa + wb) + math.sqrt((b - a) / unit) / 2 * self._node(cell, stream, middle)
+            spread = self._node(cell, stream, middle).mul_(math.sqrt((b - a) / unit) / 2)
+            w = (wa + wb).mul_(0.5).add_(spread)
             path.append((a, middle, wa, w) if i <= middle else (middle, b, w, wb))
 
     def _node(self, cell: int, stream: int, place: int) -> Tensor:
         """The normals that belong to a place of the tree; drawn in float32, so that both precisions share a path."""
-        out = torch.empty((len(self.seeds), *self.event), dtype=torch.float64)
-        for row, seed in zip(out, self.seeds, strict=True):
-            generator = seeded(mix(seed, cell, stream, place))
-            row.copy_(torch.randn(self.event, generator=generator, dtype=torch.float32))
-        return out
+        out, generator = torch.empty((len(self.seeds), *self.event), dtype=torch.float32), torch.Generator()
+        for row, seed in zip(out.unbind(), self.seeds, strict=True):
+            row.normal_(generator=generator.manual_seed(mix(seed, cell, stream, place)))
+        return out.double()
 
 
 class BrownianPath(Noise):
