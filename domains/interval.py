@@ -42,8 +42,8 @@ from .tensors import values_are_readable
 
 Bound = float | Tensor
 
-# Elements per pass in eager mode: the temporaries of a pass then stay in the cache, and torch starts no threads for them,
-# which on operations this short wait longer for one another than they work.
+# Elements per pass in eager mode: the temporaries of a pass then stay in the cache, and torch starts no threads for its
+# cheap operations, which would wait longer for one another than they work.
 _CHUNK = 1 << 15
 _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 _SQRT_2 = math.sqrt(2)

@@ -88,24 +88,29 @@ class Schedule(ABC):
     def prior_std(self) -> float:
         return float(self.std(_number(self.t_max)))
 
+    @_takes_numbers
     def std(self, t: Tensor) -> Tensor:
         """s(t)·σ(t)."""
         return self.scale(t) * self.sigma(t)
 
+    @_takes_numbers
     def half_log_snr(self, t: Tensor) -> Tensor:
         """λ(t) = −ln σ(t)."""
         return -self.sigma(t).log()
 
+    @_takes_numbers
     def drift_rate(self, t: Tensor) -> Tensor:
         """a(t) = s'(t) / s(t)."""
         scale, slope = _with_slope(self.scale, t)
         return slope / scale
 
+    @_takes_numbers
     def diffusion(self, t: Tensor) -> Tensor:
         """g(t) = s √(2σσ')."""
         sigma, slope = _with_slope(self.sigma, t)
         return self.scale(t) * (2 * sigma * slope).sqrt()
 
+    @_takes_numbers
     def time(self, sigma: Tensor) -> Tensor:
         """The inverse of σ(t) on [0, t_max]: bisection in float64, then Newton."""
         target = sigma.to(torch.float64)

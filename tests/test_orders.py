@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from carom.domains import Hypercube
-from carom.processes import EDM, ODE, SDE, VE, VP, CosineVP, Diffusion, FlowMatching, Schedule, SubVP, UnitScale
+from carom.processes import EDM, ODE, SDE, VE, VP, CosineVP, Diffusion, FlowMatching, Schedule, SubVP
 from carom.solvers import (
     BOGACKI_SHAMPINE,
     KUTTA3,
@@ -78,7 +78,7 @@ def test_order_in_two_dimensions_and_between_walls(solver: Solver) -> None:
     check_solver(solver, problems.cosine(0.5, dim=3), grid=grid, steps=(16, 32, 64, 128))
 
 
-@settings(max_examples=8)  # some 400 solves each
+@settings(max_examples=12)  # each solves some fifty times
 @given(st.data(), st.sampled_from([Euler(), Heun(), RungeKutta()]))
 def test_order_on_any_mixture_schedule_grid_and_start(data: st.DataObject, solver: Solver) -> None:
     problem, grid = data.draw(some.mixtures()), data.draw(some.grids())
@@ -123,7 +123,7 @@ class Trapezoid(Solver):
         second = a1 * u + b1 * equation.field(u, late, x)
         y = x + h * (self.weights[0] * first + self.weights[1] * second)
         if self.fault == "shares":
-            y, self.leak = y + self.leak, 1e-9
+            y, self.leak = y + self.leak, self.leak + 1e-9
         if self.fault == "batch":
             y = y + 1e-9 * len(y)
         return (x.copy_(y) if self.fault == "in place" else y), ()
@@ -282,25 +282,26 @@ def test_euler_maruyama_has_weak_order_1_for_the_whole_family(eta: float) -> Non
 
 
 def test_two_step_sizes_on_one_brownian_path_converge_strongly() -> None:
-    """Additive noise: Euler–Maruyama's strong order is 1. The coarse paths are compared with the finest on the same path.
+    """Additive noise: Euler–Maruyama's strong order is 1. Coarse runs are compared with the finest on the same paths.
 
-    With x = n steps against 4096 the mean |error| over 64 paths falls like h; the paths are fixed by their seeds, and the
-    slope's own scatter is about 1/√64/ln 2 per doubling of *independent* errors — here they share paths, and stay within ±0.1.
+    The error of one path is Gaussian, so the root mean square over 400 of them has a relative standard error of 1/√800 = 3.5 %
+    and a slope one of √2·3.5 %/ln 2 = .07 at most (the runs share their paths, which ties them). The finest run's own error
+    adds up to 64/2048 to the last slope. Bounds: four standard errors.
     """
     problem = problems.gaussian(VP())
     equation = problem.process.reverse(problem.score)
-    x = problem.points(0.5, 64)
+    x = problem.points(0.5, 400)
 
-    def run(n: int, seeds: range = range(64)) -> torch.Tensor:
+    def run(n: int, first: int = 0) -> torch.Tensor:
         times = torch.linspace(0.5, 0.125, n + 1, dtype=torch.float64)
-        return solve(equation, x, times, EulerMaruyama(), noise=BrownianPath(seeds)).x
+        return solve(equation, x, times, EulerMaruyama(), noise=BrownianPath(range(first, first + len(x)))).x
 
-    fine = run(2048)
-    errors = [float((run(n) - fine).abs().mean()) for n in (32, 64, 128)]
-    slopes = convergence_order(lambda n: errors[(32, 64, 128).index(n)], (32, 64, 128))
-    assert ((slopes > 0.85) & (slopes < 1.2)).all(), slopes
+    fine = run(1024)
+    errors = {n: float((run(n) - fine).square().mean().sqrt()) for n in (8, 16, 32)}
+    slopes = convergence_order(lambda n: errors[n], tuple(errors))
+    assert ((slopes > 1 - 0.28) & (slopes < 1 + 0.28 + 0.05)).all(), slopes
     # and on other paths they do not meet at all
-    assert float((run(128, range(100, 164)) - fine).abs().mean()) > 20 * errors[-1]
+    assert float((run(32, 1000) - fine).square().mean().sqrt()) > 10 * errors[32]
 
 
 # --------------------------------------------------------------------------------------------------- walls, by quadrature
@@ -308,19 +309,6 @@ def test_two_step_sizes_on_one_brownian_path_converge_strongly() -> None:
 INTERVAL = Hypercube((1,))
 COSINE = lambda x: torch.cos(math.pi * x)
 STEPS = (16, 32, 64, 128)
-
-
-class Heat(UnitScale):
-    """σ² = σ_max² t: the clock on which the forward process is Brownian motion."""
-
-    def __init__(self, sigma_max: float):
-        self.top = sigma_max
-
-    def sigma(self, t: torch.Tensor) -> torch.Tensor:
-        return self.top * t.sqrt()
-
-    def time(self, sigma: torch.Tensor) -> torch.Tensor:
-        return (sigma / self.top) ** 2
 
 
 def brownian(n: int, wall: Any, drift: Any = None, horizon: float = 0.25, start: float = 0.2, f: Any = COSINE) -> float:
@@ -382,12 +370,13 @@ def test_weak_orders_of_walls_with_drift(wall: Any, order: float, name: str) -> 
     assert ((slopes[-2:] >= low) & (slopes[-2:] <= high)).all(), slopes
 
 
-@pytest.mark.parametrize(("wall", "low", "high"), [(Reflect(), 0.9, 1.4), (Project(), 0.4, 0.95)], ids=["fold", "project"])
+@pytest.mark.parametrize(("wall", "low", "high"), [(Reflect(), 0.95, 1.1), (Project(), 0.7, 0.85)], ids=["fold", "project"])
 def test_generating_between_walls(wall: Any, low: float, high: float) -> None:
-    """The reverse SDE of the cosine density from its exact law at σ = ½: E cos πX₀ = ¼; folding is of order 1, projecting less."""
-    problem = problems.cosine(schedule=Heat(0.5))
+    """The reverse SDE of the cosine density, VE, from its exact law at σ = 2: E cos πX₀ = ¼. Folding has order 1 (.95 → .995);
+    projecting has less, and falling (.81, .80, .77, …): at the walls b·n = 0, which hides the ½ for a while."""
+    problem = problems.cosine()
     equation = problem.process.reverse(problem.score)
-    node, weight = np.polynomial.legendre.leggauss(60)
+    node, weight = np.polynomial.legendre.leggauss(40)
     x, w = torch.tensor(0.5 + 0.5 * node)[:, None], torch.tensor(0.5 * weight)
     density = problem.log_prob(x, 1.0).exp()
 
@@ -396,8 +385,8 @@ def test_generating_between_walls(wall: Any, low: float, high: float) -> None:
         u = expectation(equation, ReflectedEulerMaruyama(), times, COSINE, wall=wall)
         return float((u(x[:, 0]) * w * density).sum()) - 0.25
 
-    slopes = convergence_order(run, STEPS)
-    assert ((slopes[-2:] >= low) & (slopes[-2:] <= high)).all(), slopes
+    slopes = convergence_order(run, (32, 64, 128, 256))
+    assert ((slopes >= low) & (slopes <= high)).all() and bool((slopes.diff() < 0).all()) == (low < 0.9), slopes
 
 
 def test_the_quadrature_itself_is_exact() -> None:

@@ -120,22 +120,22 @@ def propagate_moments(
         times: the grid.
         mean, covariance: ``[d]`` and ``[d, d]`` of the Gaussian start, d the number of coordinates.
 
-    Raises ``ValueError`` if the map found is not affine (one more row, at a sum of basis points, checks it).
+    Raises ``ValueError`` if the map found is not affine (one more row checks it).
     """
     grid = check_times(times)
     event = equation.domain.event_shape
     dim = math.prod(event)
     draws = sum(record.draws for record in solver.plan(equation, grid)) if solver.stochastic else 0
-    # rows: 0, the basis, the sum of the basis (a check), one per draw and coordinate
+    # rows: 0, the basis, twice the sum of the basis (a check), one per draw and coordinate
     x = torch.zeros(2 + dim * (1 + draws), dim, dtype=torch.float64)
     x[1 : 1 + dim] = torch.eye(dim, dtype=torch.float64)
-    x[1 + dim] = 1.0
+    x[1 + dim] = 2.0
     noise = BasisNoise(2 + dim) if solver.stochastic else None
     with torch.no_grad():
         out = solve(equation, x.reshape(len(x), *event), grid, solver, noise=noise).x.reshape(len(x), dim)
     shift = out[0]
     linear, check, push = (out[1 : 1 + dim] - shift).T, out[1 + dim] - shift, (out[2 + dim :] - shift).T
-    gap, size = float((linear.sum(1) - check).abs().max()), float(out.abs().max())
+    gap, size = float((2 * linear.sum(1) - check).abs().max()), float(out.abs().max())
     if not gap <= 1e-9 * max(1.0, size):
         raise ValueError(f"propagate_moments: {solver!r} is not affine on this equation (gap {gap:.2g}); use Gaussian data")
     return linear @ mean + shift, linear @ covariance @ linear.T + push @ push.T

@@ -251,23 +251,32 @@ def _tolerance(solver: Solver) -> float:
 
 
 def reaches_order(bench: SolverBench) -> str:
-    """The last two slopes before rounding lie in [order − 0.1, order + 0.4]."""
-    slopes = measure(bench)
-    last = slopes[-2:]
-    shown = ", ".join(f"{v:.2f}" for v in slopes.tolist())
-    require(len(last) == 2, f"slopes [{shown}] above rounding", "at least two; give other steps")
+    """The last two slopes before rounding lie in [order − 0.1, order + 0.4].
+
+    Where the leading term of the error happens nearly to vanish, slopes settle late: up to three more doublings decide.
+    """
     low, high = bench.order - 0.1, bench.order + 0.4
-    require((last >= low) & (last <= high), f"slopes [{shown}]", f"the last two in [{low:g}, {high:g}] for order {bench.order:g}")
-    return f"slopes {shown}"
+    steps = bench.steps
+    for attempt in range(4):
+        slopes = measure(bench, steps)
+        last = slopes[-2:]
+        shown = ", ".join(f"{v:.2f}" for v in slopes.tolist())
+        if len(last) == 2 and bool(((last >= low) & (last <= high)).all()):
+            return f"slopes {shown}" + f" up to {steps[-1]} steps" * (attempt > 0)
+        if attempt and len(slopes) < len(steps) - 1:
+            break  # rounding
+        steps = (*steps[-2:], 2 * steps[-1])
+    require(len(last) == 2, f"slopes [{shown}] above rounding", "at least two; give other steps")
+    raise Violation(f"got slopes [{shown}], expected the last two in [{low:g}, {high:g}] for order {bench.order:g}")
 
 
-def measure(bench: SolverBench) -> Tensor:
+def measure(bench: SolverBench, steps: Sequence[int]) -> Tensor:
     """Slopes of the error: of states for deterministic rules, of mean and covariance for stochastic ones."""
     solver, problem = bench.solver, bench.problem
     first, last = (float(bench.times(1)[i]) for i in (0, -1))
     if not solver.stochastic:
         x = bench.initial()
-        return convergence_order(lambda n: bench.run(n, x).x, bench.steps, problem.flow(x, first, last))
+        return convergence_order(lambda n: bench.run(n, x).x, steps, problem.flow(x, first, last))
     if not getattr(problem, "gaussian", False):
         raise Violation(f"got {type(problem).__name__} for a stochastic rule, expected a Gaussian problem: problems.gaussian(schedule)")
     mean, covariance = problem.moments(first)
@@ -277,4 +286,4 @@ def measure(bench: SolverBench) -> Tensor:
         return torch.cat([m, c.flatten()])
 
     exact_mean, exact_covariance = problem.moments(last)
-    return convergence_order(moments, bench.steps, torch.cat([exact_mean, exact_covariance.flatten()]))
+    return convergence_order(moments, steps, torch.cat([exact_mean, exact_covariance.flatten()]))

@@ -104,10 +104,12 @@ def sigmas(low: float = 1e-4, high: float = 1e3) -> st.SearchStrategy[float]:
 
 @st.composite
 def starts(draw: st.DrawFn, problem: MixtureProblem, t: float, n: int = 4) -> Tensor:
-    """n states within two standard deviations of x_t's mean, float64 ``[n, d]``."""
+    """n ≥ 2 states within two standard deviations of x_t's mean, float64 ``[n, d]``; the last is 0.7 of them away, since a
+    start at a fixed point of the flow alone would show no error."""
     mean, covariance = problem.moments(t)
     z = torch.tensor(
         draw(st.lists(st.lists(_floats(-2, 2), min_size=len(mean), max_size=len(mean)), min_size=n, max_size=n)),
         dtype=torch.float64,
     )
+    z[-1] = 0.7
     return mean + z * covariance.diagonal().sqrt()
