@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -96,7 +97,7 @@ def drawing(noise: Noise | None) -> Callable[[int], Run]:
 
         def run() -> None:
             source = noise.open(start, 3) if noise else lambda t, s: torch.randn(SHAPE, generator=generator)
-            for t, s in zip(times, times[1:], strict=False):
+            for t, s in pairwise(times):
                 source(t, s)
 
         return run

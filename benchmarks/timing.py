@@ -34,28 +34,30 @@ def interleaved(
 ) -> Times:
     """Time every case once per round; fewer rounds (at least 3) once ``seconds`` are over.
 
-    Short cases are repeated for about ``block`` seconds at a time: on a shared machine a call much shorter than a time slice
-    would be measured undisturbed, and a long one beside it with its share of the others' work.
+    Where torch runs one thread, its processor time is measured, which other processes hardly disturb; otherwise wall time.
+    Short cases are repeated for about ``block`` seconds at a time: a call much shorter than a time slice would be measured
+    undisturbed, and a long one beside it with its share of the others' work.
     """
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+
+    def once(case: Callable[[], Any], number: int) -> float:
+        start = clock()
+        for _ in range(number):
+            case()
+        return (clock() - start) / number
+
     numbers = {}
     for name, case in cases.items():
         case()
-        numbers[name] = max(1, round(block / _seconds(case, 1)))
+        numbers[name] = max(1, round(block / once(case, 1)))
     taken: dict[str, list[float]] = {name: [] for name in cases}
     end = time.perf_counter() + seconds
     for index in range(rounds):
         for name, case in cases.items():
-            taken[name].append(_seconds(case, numbers[name]))
+            taken[name].append(once(case, numbers[name]))
         if index >= 2 and time.perf_counter() > end:
             break
     return Times(taken)
-
-
-def _seconds(case: Callable[[], Any], number: int) -> float:
-    start = time.perf_counter()
-    for _ in range(number):
-        case()
-    return (time.perf_counter() - start) / number
 
 
 def settle_allocator() -> None:

@@ -96,7 +96,7 @@ def test_networks_keep_the_shape_start_at_zero_and_look_at_each_row_by_itself(ne
     ("make", "message"),
     [
         (lambda: UNetConfig(channels=0), r"UNetConfig.channels: got 0, expected a whole number"),
-        (lambda: UNetConfig(channels=8, heads=3), r"heads: got 3, expected 0 or a divisor of the lowest level's 16"),
+        (lambda: UNetConfig(channels=8, heads=3), r"heads: got 3, expected 0 or a divisor of the lowest level's 32"),
         (lambda: UNetConfig(multipliers=()), r"multipliers: got \(\)"),
         (lambda: MLPConfig((3,), width=2.5), r"MLPConfig.width: got 2.5"),
         (lambda: MLPConfig((3,), dropout=1.0), r"dropout: got 1"),
