@@ -3,10 +3,11 @@
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from carom.processes import ODE, Equation, ProbabilityFlow
 from carom.solvers import Record, Solver
 from carom.validation import LawError, check_solver
-from torch import Tensor
 
 
 class AdamsBashforth(Solver):

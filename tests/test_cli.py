@@ -43,7 +43,15 @@ def test_version_and_help():
 
 def test_the_table_of_solvers_names_each_and_its_order():
     output = run("solvers")
-    for name in ("Euler", "Heun", "RungeKutta", "AdaptiveODE", "EulerMaruyama", "ReflectedEulerMaruyama", "TorchDiffEq"):
+    for name in (
+        "Euler",
+        "Heun",
+        "RungeKutta",
+        "AdaptiveODE",
+        "EulerMaruyama",
+        "ReflectedEulerMaruyama",
+        "TorchDiffEq",
+    ):
         assert name in output
 
 
@@ -63,7 +71,9 @@ def test_a_sample_does_not_depend_on_how_many_are_asked_for(model, tmp_path):
     assert np.allclose(np.load(tmp_path / "six.npy")[3:5], np.load(tmp_path / "two.npy"), atol=1e-5)
 
 
-@pytest.mark.parametrize(("grid", "wall"), [("uniform", "reflect"), ("quadratic", "project"), ("uniform-lambda", "cover")])
+@pytest.mark.parametrize(
+    ("grid", "wall"), [("uniform", "reflect"), ("quadratic", "project"), ("uniform-lambda", "cover")]
+)
 def test_grids_and_walls(model, tmp_path, grid, wall):
     run("sample", model, "--grid", grid, "--wall", wall, "--n", 3, "--levels", 3, "--out", tmp_path / "x.npy")
 
@@ -127,7 +137,9 @@ def test_ctrl_c_leaves_a_checkpoint_that_resumes(tmp_path):
     out = tmp_path / "model.safetensors"
     command = [sys.executable, "-m", "carom.cli", "train", "--steps", "100000", "--out", str(out)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
         # the bar's first count says that a step was made
         seen = ""
         deadline = time.monotonic() + 120

@@ -5,11 +5,12 @@ import re
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from carom.domains import Domain, Euclidean, Hypercube, KernelDomain, Orthant, domain_from_config
 from carom.validation import LawError, check_domain
 from carom.validation import strategies as some
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 
 def f64(*values: float) -> torch.Tensor:
@@ -117,7 +118,9 @@ def test_kernels_act_coordinate_by_coordinate(box: Hypercube, ratio: float) -> N
         at = x.reshape(3, -1)[:, i : i + 1]
         total += axis.log_prob(at)
         # the same formula on the same numbers, but vectorised libraries round differently in other positions
-        torch.testing.assert_close(kernel.score(x).reshape(3, -1)[:, i : i + 1], axis.score(at), rtol=1e-11, atol=1e-11 / sigma)
+        torch.testing.assert_close(
+            kernel.score(x).reshape(3, -1)[:, i : i + 1], axis.score(at), rtol=1e-11, atol=1e-11 / sigma
+        )
     torch.testing.assert_close(kernel.log_prob(x), total, rtol=1e-11, atol=1e-11)
 
 
@@ -134,16 +137,36 @@ REFUSALS = [
     (lambda: Hypercube((2,)).check(torch.zeros(3)), ValueError, r"got shape \(3,\), expected \[\*batch, 2\]"),
     (lambda: Hypercube((2,)).check(torch.zeros(4, 2, dtype=torch.int64)), TypeError, "got dtype torch.int64"),
     (lambda: Hypercube((2,)).check([[0.5, 0.5]]), TypeError, "got list, expected a torch.Tensor"),
-    (lambda: Hypercube((2,)).check(torch.tensor([[0.5, 0.5], [0.5, 1.5]])), ValueError, r"1 of 2 samples .* index \[1\] .*0.5, 1.5"),
+    (
+        lambda: Hypercube((2,)).check(torch.tensor([[0.5, 0.5], [0.5, 1.5]])),
+        ValueError,
+        r"1 of 2 samples .* index \[1\] .*0.5, 1.5",
+    ),
     (lambda: Hypercube((1,)).check(torch.tensor([[math.nan]])), ValueError, "lie outside"),
-    (lambda: Hypercube((1,)).heat_kernel(torch.tensor([0.5]), 0.0), ValueError, "sigma: got 0, expected finite values above 0"),
+    (
+        lambda: Hypercube((1,)).heat_kernel(torch.tensor([0.5]), 0.0),
+        ValueError,
+        "sigma: got 0, expected finite values above 0",
+    ),
     (lambda: Hypercube((1,)).heat_kernel(torch.tensor([0.5]), -1.0), ValueError, "sigma: got -1"),
     (lambda: Hypercube((1,)).heat_kernel(torch.tensor([0.5]), math.nan), ValueError, "sigma: got nan"),
     (lambda: Hypercube((1,)).heat_kernel(torch.tensor([1.5]), 0.1), ValueError, "x0: 1 of 1 samples lie outside"),
-    (lambda: Hypercube((1,)).heat_kernel(torch.tensor([0.5]), 0.1).log_prob(torch.tensor([2.0])), ValueError, "x: 1 of 1"),
+    (
+        lambda: Hypercube((1,)).heat_kernel(torch.tensor([0.5]), 0.1).log_prob(torch.tensor([2.0])),
+        ValueError,
+        "x: 1 of 1",
+    ),
     (lambda: Hypercube((1,)).heat_kernel(torch.zeros(3, 1), torch.ones(2)), ValueError, r"sigma: got shape \(2,\)"),
-    (lambda: domain_from_config({"type": "Hypercub", "event_shape": [1]}), ValueError, "got type 'Hypercub', expected one of"),
-    (lambda: domain_from_config({"type": "Orthant", "event_shape": [1], "wide": 1}), ValueError, "unknown arguments wide"),
+    (
+        lambda: domain_from_config({"type": "Hypercub", "event_shape": [1]}),
+        ValueError,
+        "got type 'Hypercub', expected one of",
+    ),
+    (
+        lambda: domain_from_config({"type": "Orthant", "event_shape": [1], "wide": 1}),
+        ValueError,
+        "unknown arguments wide",
+    ),
 ]
 
 

@@ -10,13 +10,39 @@ from functools import cache
 import mpmath as mp
 import pytest
 import torch
+
 from carom.domains import Euclidean, Hypercube, KernelDomain, Orthant
 
 mp.mp.dps = 50
 # The accuracy asked: |error|·σ ≤ tolerance·(1 + |score|·σ) and |Δ log p| ≤ tolerance·(1 + |log p|).
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 # Every regime, both sides of every switch, and far beyond on both sides.
-SIGMAS = (1e-4, 1e-3, 0.01, 0.05, 0.1, 0.12, 0.15, 0.17, 0.2, 0.25, 0.3, 0.39, 0.41, 0.5, 0.6, 0.79, 0.81, 1.0, 1.5, 1.7, 2.5, 4.0, 30.0, 1e3)
+SIGMAS = (
+    1e-4,
+    1e-3,
+    0.01,
+    0.05,
+    0.1,
+    0.12,
+    0.15,
+    0.17,
+    0.2,
+    0.25,
+    0.3,
+    0.39,
+    0.41,
+    0.5,
+    0.6,
+    0.79,
+    0.81,
+    1.0,
+    1.5,
+    1.7,
+    2.5,
+    4.0,
+    30.0,
+    1e3,
+)
 
 
 def interval_reference(x: float, x0: float, sigma: float, low: float, high: float) -> tuple[mp.mpf, mp.mpf]:
@@ -72,7 +98,9 @@ def interval_cases(low: float, high: float, ulp: float) -> tuple[torch.Tensor, .
     generator = torch.Generator().manual_seed(int(1000 * w) + 1)
     draws = torch.rand(300, 3, generator=generator, dtype=torch.float32).double()
     for u, v, r in draws.tolist():
-        grid.append((*(min(max(z, low), high) for z in single([low + u * w, low + v * w])), *single([w * 10 ** (7 * r - 4)])))
+        grid.append(
+            (*(min(max(z, low), high) for z in single([low + u * w, low + v * w])), *single([w * 10 ** (7 * r - 4)]))
+        )
     return _tabulate(grid, lambda x, x0, s: interval_reference(x, x0, s, low, high))
 
 
@@ -86,7 +114,9 @@ def half_line_cases() -> tuple[torch.Tensor, ...]:
 def _tabulate(grid, reference) -> tuple[torch.Tensor, ...]:
     pairs = [reference(*case) for case in grid]
     x, x0, sigma = torch.tensor(grid, dtype=torch.float64).unbind(1)
-    scaled = torch.tensor([float(score * mp.mpf(case[2])) for (_, score), case in zip(pairs, grid, strict=True)], dtype=torch.float64)
+    scaled = torch.tensor(
+        [float(score * mp.mpf(case[2])) for (_, score), case in zip(pairs, grid, strict=True)], dtype=torch.float64
+    )
     return x, x0, sigma, torch.tensor([float(log_p) for log_p, _ in pairs], dtype=torch.float64), scaled
 
 
@@ -142,7 +172,10 @@ def test_box_with_a_width_and_a_sigma_regime_per_axis() -> None:
         at = x.clone().requires_grad_(graph)
         score, log_p = kernel.score(at).detach(), kernel.log_prob(at).detach()
         for i in range(len(x)):
-            parts = [interval_reference(*v, sigma, lo, hi) for *v, lo, hi in zip(x[i].tolist(), x0[i].tolist(), low, high, strict=True)]
+            parts = [
+                interval_reference(*v, sigma, lo, hi)
+                for *v, lo, hi in zip(x[i].tolist(), x0[i].tolist(), low, high, strict=True)
+            ]
             want = torch.tensor([float(s) for _, s in parts], dtype=torch.float64)
             total = float(mp.fsum(part for part, _ in parts))
             assert ((score[i] - want).abs() * sigma <= 1e-12 * (1 + want.abs() * sigma)).all()
@@ -151,14 +184,20 @@ def test_box_with_a_width_and_a_sigma_regime_per_axis() -> None:
 
 def test_reference_values_of_the_literature() -> None:
     """formulas.md §20, printed to 12 digits: p(.1 | .2) and its score."""
-    for sigma, p, score in ((0.05, 1.07981945178, 39.9999819944), (0.2, 2.40791461215, -0.1894142137), (0.5, 1.45172109376, -0.326357903389)):
+    for sigma, p, score in (
+        (0.05, 1.07981945178, 39.9999819944),
+        (0.2, 2.40791461215, -0.1894142137),
+        (0.5, 1.45172109376, -0.326357903389),
+    ):
         kernel = Hypercube((1,)).heat_kernel(torch.tensor([0.2], dtype=torch.float64), sigma)
         x = torch.tensor([0.1], dtype=torch.float64)
         assert float(kernel.log_prob(x).exp()) == pytest.approx(p, rel=3e-11)
         assert float(kernel.score(x)) == pytest.approx(score, rel=3e-10)
 
 
-@pytest.mark.parametrize("domain", [Hypercube((3,)), Hypercube((3,), -2.0, [1.0, 5.0, 0.5]), Orthant((3,)), Euclidean((3,))], ids=repr)
+@pytest.mark.parametrize(
+    "domain", [Hypercube((3,)), Hypercube((3,), -2.0, [1.0, 5.0, 0.5]), Orthant((3,)), Euclidean((3,))], ids=repr
+)
 def test_kernels_differentiate_twice_and_under_transforms(domain: KernelDomain) -> None:
     """gradcheck and gradgradcheck of log_prob in x, x0 and σ; vmap and a fullgraph trace give the eager values."""
     generator = torch.Generator().manual_seed(5)
@@ -177,7 +216,7 @@ def test_kernels_differentiate_twice_and_under_transforms(domain: KernelDomain) 
 
     eager = score(x, x0, sigma)
     # two paths of the same accuracy (1e-12, tested above)
-    close = dict(rtol=1e-11, atol=1e-11)
+    close = {"rtol": 1e-11, "atol": 1e-11}
     torch.testing.assert_close(torch.func.vmap(score)(x, x0, sigma), eager, **close)
     compiled = torch.compile(score, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(x, x0, sigma), eager, **close)

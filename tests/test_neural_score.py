@@ -93,6 +93,19 @@ def test_networks_keep_the_shape_start_at_zero_and_look_at_each_row_by_itself(ne
 
 
 @pytest.mark.parametrize(
+    "network",
+    [MLP(MLPConfig((1, 8, 8), 16, 1, dropout=0.5)), UNet(UNetConfig(channels=8, dropout=0.5))],
+    ids=["mlp", "unet"],
+)
+def test_dropout_drops_in_training_only(network):
+    x, c_noise = torch.randn(2, *IMAGE), torch.zeros(2)
+    randomise(network)
+    assert not torch.equal(network(x, c_noise), network(x, c_noise))
+    network.eval()
+    assert torch.equal(network(x, c_noise), network(x, c_noise))
+
+
+@pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: UNetConfig(channels=0), r"UNetConfig.channels: got 0, expected a whole number"),
@@ -246,9 +259,11 @@ def test_low_precision_stays_in_the_network():
     score = image_score()
     x = torch.rand(4, *IMAGE, dtype=torch.float64)
     expected = score(x, 0.4)
-    score.network.bfloat16()
+    seen = []
+    score.network.bfloat16().register_forward_pre_hook(lambda _, args: seen.extend(v.dtype for v in args))
     got = score(x, 0.4)
-    assert got.dtype == torch.float64
+    # the image in the network's precision, the noise level not: in bfloat16 it would be another level
+    assert got.dtype == torch.float64 and seen == [torch.bfloat16, torch.float32]
     # bfloat16 has 8 bits: some per cent through this network, against a score of this size
     assert (got - expected).abs().max() < 0.1 * expected.abs().max()
 

@@ -358,12 +358,13 @@ def test_the_first_budget_spent_ends_it_and_without_an_average_there_is_none():
 
 class Items(Dataset):
     def __init__(self, x):
-        self.x = x
+        self.x, self.read = x, []
 
     def __len__(self):
         return len(self.x)
 
     def __getitem__(self, i):
+        self.read.append(i)
         return self.x[i]
 
 
@@ -388,6 +389,15 @@ def test_datasets_with_and_without_labels():
     train(labelled, TensorDataset(data, torch.arange(20) % 2), **options)
     moved = (labelled.network.value.weight != before).flatten().tolist()
     assert moved == [True, True, False]  # no sample has label 2
+
+
+@pytest.mark.parametrize("batch_size", [4, 25])
+def test_an_epoch_reads_each_sample_once_in_an_order_of_its_own(batch_size):
+    data = Items(torch.rand(10, 1))
+    train(small_score(), data, steps=100 // batch_size, batch_size=batch_size, **QUIET)
+    epochs = [data.read[i : i + 10] for i in range(0, 100, 10)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 10
 
 
 def resumable(tmp_path, **options) -> dict:

@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from carom.domains import Hypercube
 from carom.processes import EDM, ODE, SDE, VE, VP, CosineVP, Diffusion, FlowMatching, Schedule, SubVP
 from carom.solvers import (
@@ -36,8 +39,6 @@ from carom.solvers import (
 )
 from carom.validation import LawError, check_solver, convergence_order, expectation, problems, propagate_moments
 from carom.validation import strategies as some
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 
 def f64(*values: float) -> torch.Tensor:
@@ -48,14 +49,26 @@ def within(slopes: torch.Tensor, order: float) -> bool:
     return len(slopes) >= 2 and bool(((slopes[-2:] >= order - 0.1) & (slopes[-2:] <= order + 0.4)).all())
 
 
-RULES: list[Solver] = [Euler(), Heun(), RungeKutta(MIDPOINT), RungeKutta(RALSTON), RungeKutta(KUTTA3), RungeKutta(BOGACKI_SHAMPINE), RungeKutta()]
+RULES: list[Solver] = [
+    Euler(),
+    Heun(),
+    RungeKutta(MIDPOINT),
+    RungeKutta(RALSTON),
+    RungeKutta(KUTTA3),
+    RungeKutta(BOGACKI_SHAMPINE),
+    RungeKutta(),
+]
 SCHEDULES: list[Schedule] = [VP(), SubVP(), VE(), EDM(), CosineVP(), FlowMatching()]
 
 
 # ----------------------------------------------------------------------------------------- the laws, on every rule we ship
 
 
-@pytest.mark.parametrize("solver", [*RULES, AdaptiveODE(), AdaptiveODE(1e-8, 1e-8, "bosh3"), EulerMaruyama(), ReflectedEulerMaruyama()], ids=repr)
+@pytest.mark.parametrize(
+    "solver",
+    [*RULES, AdaptiveODE(), AdaptiveODE(1e-8, 1e-8, "bosh3"), EulerMaruyama(), ReflectedEulerMaruyama()],
+    ids=repr,
+)
 def test_laws_of_every_solver(solver: Solver) -> None:
     check_solver(solver)
 
@@ -113,7 +126,10 @@ class Trapezoid(Solver):
             h = [np.float64(v) for v in h]
         counted = 1 if self.fault == "counts" else 2
         rows = zip(times[:-1].tolist(), times[1:].tolist(), h, strict=True)
-        return [Record(t, s, (v, *equation.coefficients(t), *equation.coefficients(s)), evaluations=counted) for t, s, v in rows]
+        return [
+            Record(t, s, (v, *equation.coefficients(t), *equation.coefficients(s)), evaluations=counted)
+            for t, s, v in rows
+        ]
 
     def step(self, equation: Any, x: torch.Tensor, record: Record, state: Any, noise: Any) -> tuple[torch.Tensor, Any]:
         h, a, b, _, a1, b1, _ = record.coefficients
@@ -155,7 +171,9 @@ def test_a_deliberately_wrong_heun_fails(solver: Solver, law: str) -> None:
 
 def test_a_stochastic_rule_with_the_wrong_noise_fails() -> None:
     class Louder(EulerMaruyama):
-        def step(self, equation: Any, x: torch.Tensor, record: Record, state: Any, noise: Any) -> tuple[torch.Tensor, Any]:
+        def step(
+            self, equation: Any, x: torch.Tensor, record: Record, state: Any, noise: Any
+        ) -> tuple[torch.Tensor, Any]:
             return super().step(equation, x, record, state, (1.02 * noise[0],))
 
     assert [law.name for law in check_solver(Louder(), raises=False).failures] == ["reaches its order"]
@@ -173,7 +191,9 @@ def test_edm_heun_on_m1() -> None:
     torch.testing.assert_close(solution.x, want, rtol=0, atol=1e-9)
     assert solution.nfe == 35
     sigmas = karras(problem.process, 18) * 80
-    assert (float(sigmas[1]), float(sigmas[8]), float(sigmas[17])) == pytest.approx((57.5859847212, 3.25682151977, 0.002), rel=1e-11)
+    assert (float(sigmas[1]), float(sigmas[8]), float(sigmas[17])) == pytest.approx(
+        (57.5859847212, 3.25682151977, 0.002), rel=1e-11
+    )
 
 
 def test_edm_slopes_on_m1() -> None:
@@ -182,7 +202,10 @@ def test_edm_slopes_on_m1() -> None:
     x = 80 * f64(-1.5, -0.6, 0.1, 0.7, 1.8)[:, None]
     exact = problem.flow(x, 1.0, 0.002 / 80)
     torch.testing.assert_close(
-        exact.flatten(), f64(-1.15355006496, -0.73108283636, 0.676884066123, 0.917925014848, 1.28856313768), rtol=0, atol=1e-10
+        exact.flatten(),
+        f64(-1.15355006496, -0.73108283636, 0.676884066123, 0.917925014848, 1.28856313768),
+        rtol=0,
+        atol=1e-10,
     )
     levels = (18, 36, 72, 144, 288)
 
@@ -197,7 +220,12 @@ def test_vp_exact_flow_of_m1_by_rk4() -> None:
     """§14: x(1e-3) from x_T, reached by RK4 with 1,000 uniform-λ steps to 1e-9 (order 4: (1e-3)⁴ times the constant 1e2)."""
     problem = problems.mixture(VP())
     x = f64(-1.5, -0.6, 0.1, 0.7, 1.8)[:, None]
-    times = uniform_lambda(problem.process, 1001, sigma_max=float(problem.process.schedule.sigma(1.0)), sigma_min=float(problem.process.schedule.sigma(1e-3)))
+    times = uniform_lambda(
+        problem.process,
+        1001,
+        sigma_max=float(problem.process.schedule.sigma(1.0)),
+        sigma_min=float(problem.process.schedule.sigma(1e-3)),
+    )
     got = solve(problem.process.flow(problem.score), x, times, RungeKutta()).x
     want = f64(-1.15327135847, -0.728606556528, 0.677492624982, 0.918520321059, 1.28931240224)[:, None]
     torch.testing.assert_close(got, want, rtol=0, atol=1e-9)
@@ -245,9 +273,13 @@ def test_propagated_moments_are_those_of_the_recursion() -> None:
     times = torch.arange(0, 201, dtype=torch.float64) * 0.05
     mean, covariance = propagate_moments(equation, EulerMaruyama(), times, f64(3.0), f64(0.25).reshape(1, 1))
     # the memory of the start is (1 − .2)^200 = 4e-20
-    assert float(mean) == pytest.approx(0.0, abs=1e-14) and float(covariance) == pytest.approx(0.277777777778, rel=1e-11)
+    assert float(mean) == pytest.approx(0.0, abs=1e-14) and float(covariance) == pytest.approx(
+        0.277777777778, rel=1e-11
+    )
     with pytest.raises(ValueError, match="not affine"):
-        propagate_moments(SDE(lambda x, t: x**2, 1.0, domain), EulerMaruyama(), times[:5], f64(0.0), f64(1.0).reshape(1, 1))
+        propagate_moments(
+            SDE(lambda x, t: x**2, 1.0, domain), EulerMaruyama(), times[:5], f64(0.0), f64(1.0).reshape(1, 1)
+        )
 
 
 @pytest.mark.montecarlo
@@ -370,7 +402,9 @@ def test_weak_orders_of_walls_with_drift(wall: Any, order: float, name: str) -> 
     assert ((slopes[-2:] >= low) & (slopes[-2:] <= high)).all(), slopes
 
 
-@pytest.mark.parametrize(("wall", "low", "high"), [(Reflect(), 0.95, 1.1), (Project(), 0.7, 0.85)], ids=["fold", "project"])
+@pytest.mark.parametrize(
+    ("wall", "low", "high"), [(Reflect(), 0.95, 1.1), (Project(), 0.7, 0.85)], ids=["fold", "project"]
+)
 def test_generating_between_walls(wall: Any, low: float, high: float) -> None:
     """The reverse SDE of the cosine density, VE, from its exact law at σ = 2: E cos πX₀ = ¼. Folding has order 1 (.95 → .995);
     projecting has less, and falling (.81, .80, .77, …): at the walls b·n = 0, which hides the ½ for a while."""
@@ -391,11 +425,15 @@ def test_generating_between_walls(wall: Any, low: float, high: float) -> None:
 
 def test_the_quadrature_itself_is_exact() -> None:
     """One step of length h is the kernel: E f(fold(x + √h z)) against the modes, and E z-moments of a projected step by hand."""
-    u = expectation(SDE(lambda x, t: torch.zeros_like(x), 1.0, INTERVAL), EulerMaruyama(), [0.0, 0.09], COSINE, wall=Reflect())
+    u = expectation(
+        SDE(lambda x, t: torch.zeros_like(x), 1.0, INTERVAL), EulerMaruyama(), [0.0, 0.09], COSINE, wall=Reflect()
+    )
     x = torch.linspace(0, 1, 7, dtype=torch.float64)
     torch.testing.assert_close(u(x), math.exp(-(math.pi**2) * 0.045) * COSINE(x), rtol=0, atol=1e-13)
     # E clip(x + s z) with s = .3 from x = 0: s(φ(0) − φ(1/s)) + Φ̄(1/s)
-    u = expectation(SDE(lambda x, t: torch.zeros_like(x), 1.0, INTERVAL), EulerMaruyama(), [0.0, 0.09], lambda x: x, wall=Project())
+    u = expectation(
+        SDE(lambda x, t: torch.zeros_like(x), 1.0, INTERVAL), EulerMaruyama(), [0.0, 0.09], lambda x: x, wall=Project()
+    )
     s, phi = 0.3, lambda z: math.exp(-z * z / 2) / math.sqrt(2 * math.pi)
     tail = 0.5 * math.erfc(1 / s / math.sqrt(2))
     assert float(u(f64(0.0))) == pytest.approx(s * (phi(0) - phi(1 / s)) + tail, abs=1e-13)

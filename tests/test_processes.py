@@ -6,6 +6,10 @@ import re
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.integrate import solve_ivp
+
 from carom.domains import Euclidean, Hypercube, Orthant
 from carom.processes import (
     EDM,
@@ -29,9 +33,6 @@ from carom.scores import GaussianMixtureScore
 from carom.solvers import AdaptiveODE, solve
 from carom.validation import LawError, check_schedule, problems
 from carom.validation import strategies as some
-from hypothesis import given
-from hypothesis import strategies as st
-from scipy.integrate import solve_ivp
 
 NAMED = [
     VP(),
@@ -123,11 +124,17 @@ def test_the_laws_notice_a_wrong_schedule(fault: str, law: str) -> None:
 def test_vp_values() -> None:
     """zeta(t) of §0, λ of §14, σ of §15, v_t and λ of §6; printed to 12 digits, so compared to 1e-11."""
     vp = VP()
-    assert vp.scale(f64(0.1, 0.5, 1)).tolist() == pytest.approx([0.946721798821, 0.281182880797, 0.00657158649493], rel=1e-11)
+    assert vp.scale(f64(0.1, 0.5, 1)).tolist() == pytest.approx(
+        [0.946721798821, 0.281182880797, 0.00657158649493], rel=1e-11
+    )
     assert vp.half_log_snr(f64(1, 1e-3)).tolist() == pytest.approx([-5.02497840666, 4.55771493273], rel=1e-11)
-    assert vp.sigma(f64(1e-3, 1, 0.5)).tolist() == pytest.approx([0.0104859927867, 152.166970284, 3.41291830907], rel=1e-11)
+    assert vp.sigma(f64(1e-3, 1, 0.5)).tolist() == pytest.approx(
+        [0.0104859927867, 152.166970284, 3.41291830907], rel=1e-11
+    )
     # what §6 calls lambda_t is the kernel's variance, the weight of the training loss
-    assert (float(vp.std(0.5)) ** 2, float(SubVP().std(0.5)) ** 2) == pytest.approx((0.920936187547, 0.848123461533), rel=1e-11)
+    assert (float(vp.std(0.5)) ** 2, float(SubVP().std(0.5)) ** 2) == pytest.approx(
+        (0.920936187547, 0.848123461533), rel=1e-11
+    )
 
 
 def test_t_lambda_inverts_in_closed_form() -> None:
@@ -140,7 +147,11 @@ def test_t_lambda_inverts_in_closed_form() -> None:
 
 def test_moments_of_g1() -> None:
     """§6: mean and variance of x_t for N(½, ¼); VE in the convention σ(0) = 0."""
-    for t, mean, var in ((0.1, 0.47336089941, 0.327788376728), (0.5, 0.140591440398, 0.94070214066), (1.0, 0.00328579324746, 0.999967610688)):
+    for t, mean, var in (
+        (0.1, 0.47336089941, 0.327788376728),
+        (0.5, 0.140591440398, 0.94070214066),
+        (1.0, 0.00328579324746, 0.999967610688),
+    ):
         m, c = problems.gaussian(VP()).moments(t)
         assert (float(m), float(c)) == pytest.approx((mean, var), rel=1e-11)
     for t, var in ((0.1, 0.23482793052), (0.5, 0.867889414647), (1.0, 0.999924426804)):
@@ -197,7 +208,7 @@ def test_cosine_is_nichol_and_dhariwals() -> None:
 
 @pytest.mark.parametrize("schedule", [VP(), SubVP(), CosineVP(), FlowMatching(), Discrete.ddpm(50)], ids=repr)
 def test_a_scale_that_moves_walls_is_refused(schedule: Schedule) -> None:
-    with pytest.raises(ValueError, match="would move the walls.*VE\\(\\) or EDM\\(\\)"):
+    with pytest.raises(ValueError, match=r"would move the walls.*VE\(\) or EDM\(\)"):
         Diffusion(Hypercube((2,)), schedule)
     Diffusion(Orthant((2,)), schedule)  # a cone: scaling maps it onto itself
     Diffusion(Euclidean((2,)), schedule)
@@ -242,7 +253,9 @@ def test_level_and_both_forms_against_the_exact_prediction() -> None:
             # σ up to 100 cancels x/s against σ²·score: relative to the size of the terms
             torch.testing.assert_close(p * x + q * score, want, rtol=1e-12, atol=1e-12 * float((p * x).abs().max() + 1))
         again = problem.process.level(sigma=level.sigma)
-        assert float(again.t) == pytest.approx(t, rel=1e-10) and float(level.half_log_snr) == pytest.approx(-math.log(level.sigma))
+        assert float(again.t) == pytest.approx(t, rel=1e-10) and float(level.half_log_snr) == pytest.approx(
+            -math.log(level.sigma)
+        )
     with pytest.raises(TypeError, match="exactly one of"):
         problem.process.level()
 
@@ -264,7 +277,9 @@ def test_retimed_vp_is_edm_to_1e_12() -> None:
     for sigma in (0.01, 0.3, 1.0, 7.0, 79.0):
         t = edm.process.schedule.time(f64(sigma))[0]
         x = edm.points(float(t))
-        torch.testing.assert_close(retime(vp.score, vp.process, edm.process)(x, t), edm.score(x, t), rtol=1e-12, atol=1e-12 / sigma)
+        torch.testing.assert_close(
+            retime(vp.score, vp.process, edm.process)(x, t), edm.score(x, t), rtol=1e-12, atol=1e-12 / sigma
+        )
     assert retime(vp.score, vp.process, edm.process).rows(torch.tensor([0])) is not None
     with pytest.raises(ValueError, match="expected the same domain"):
         retime(vp.score, vp.process, problems.gaussian_2d().process)
@@ -381,8 +396,16 @@ REFUSALS = [
     (lambda: SDE(lambda x, t: x, "1", Euclidean((1,))), TypeError, "diffusion: got str"),
     (lambda: schedule_from_config({"type": "VP", "beta": 1.0}), ValueError, "unknown arguments beta"),
     (lambda: process_from_config({"domain": {}}), ValueError, "expected 'domain' and 'schedule'"),
-    (lambda: problems.gaussian().process.transition(torch.zeros(3, 1), torch.ones(2)), ValueError, r"t: got shape \(2,\)"),
-    (lambda: GaussianMixtureScore(Diffusion(Hypercube((1,)), VE()), [1.0], [0.5], 0.1), TypeError, "use EmpiricalScore"),
+    (
+        lambda: problems.gaussian().process.transition(torch.zeros(3, 1), torch.ones(2)),
+        ValueError,
+        r"t: got shape \(2,\)",
+    ),
+    (
+        lambda: GaussianMixtureScore(Diffusion(Hypercube((1,)), VE()), [1.0], [0.5], 0.1),
+        TypeError,
+        "use EmpiricalScore",
+    ),
 ]
 
 

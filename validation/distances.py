@@ -55,8 +55,12 @@ def sliced_wasserstein(x: Any, y: Any, *, projections: int = 256, seed: int = 0,
     for block in directions.split(max(1, _BLOCK // (len(x) + len(y))), dim=1):
         u, v = (x @ block).T, (y @ block).T  # [directions, n]
         full.append(_wasserstein_squared(u, v))
-        jackknife.append(torch.stack([_wasserstein_squared(_without(u, g, groups), _without(v, g, groups)) for g in range(groups)]))
-        halves.append(0.25 * sum(_wasserstein_squared(w[:, ::2], w[:, 1::2]) for w in (u, v)))
+        jackknife.append(
+            torch.stack([_wasserstein_squared(_without(u, g, groups), _without(v, g, groups)) for g in range(groups)])
+        )
+        halves.append(
+            0.25 * (_wasserstein_squared(u[:, ::2], u[:, 1::2]) + _wasserstein_squared(v[:, ::2], v[:, 1::2]))
+        )
     squares = torch.cat(full)
     value = math.sqrt(float(squares.mean()))
     replicas = torch.cat(jackknife, 1).mean(1).sqrt()
@@ -92,7 +96,9 @@ def energy_distance(x: Any, y: Any) -> Distance:
     return Distance(float(value), math.sqrt(float(variance)))
 
 
-def frechet_distance(x: Any, y: Any, features: Callable[[Tensor], Tensor] | None = None, *, groups: int = 10) -> Distance:
+def frechet_distance(
+    x: Any, y: Any, features: Callable[[Tensor], Tensor] | None = None, *, groups: int = 10
+) -> Distance:
     r"""The Fréchet distance :math:`|μ_x - μ_y|^2 + \mathrm{tr}\big(C_x + C_y - 2 (C_x C_y)^{1/2}\big)` of features (Heusel et al. 2017).
 
     Args:

@@ -124,7 +124,9 @@ def shapes(bench: KernelBench) -> None:
             for sigma in (0.3, torch.full(batch, 0.3, dtype=dtype)):
                 kernel = bench.domain.heat_kernel(x0, sigma)
                 x = kernel.sample(generator=bench.generator())
-                require(x.shape == x0.shape and x.dtype == dtype, f"sample: {x.dtype} {tuple(x.shape)}", tuple(x0.shape))
+                require(
+                    x.shape == x0.shape and x.dtype == dtype, f"sample: {x.dtype} {tuple(x.shape)}", tuple(x0.shape)
+                )
                 require(kernel.score(x).shape == x0.shape, tuple(kernel.score(x).shape), tuple(x0.shape))
                 require(kernel.log_prob(x).shape == batch, tuple(kernel.log_prob(x).shape), batch)
     many = bench.domain.heat_kernel(bench.inside[:1], torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64))
@@ -137,8 +139,11 @@ def mass(bench: KernelBench) -> str | None:
         return "not checked in so many dimensions"
     for sigma in sigmas:
         for x0 in bench.x0[:: max(1, len(bench.x0) // 4)]:
-            total, tolerance = bench.integral(lambda x, x0=x0, s=sigma: bench.domain.heat_kernel(x0, s).log_prob(x).exp(), x0, sigma)  # type: ignore[misc]
-            require(abs(total - 1) <= tolerance, f"mass {total:.12g} at sigma = {sigma:.4g}", f"1 within {tolerance:.1e}")
+            kernel = bench.domain.heat_kernel(x0, sigma)
+            total, tolerance = bench.integral(lambda x, kernel=kernel: kernel.log_prob(x).exp(), x0, sigma)  # type: ignore[misc]
+            require(
+                abs(total - 1) <= tolerance, f"mass {total:.12g} at sigma = {sigma:.4g}", f"1 within {tolerance:.1e}"
+            )
     return None
 
 
@@ -151,12 +156,20 @@ def semigroup(bench: KernelBench) -> str | None:
         for x0, x in zip(bench.x0[:3], bench.x[:3], strict=True):
             narrow, centre = min((first, x0), (second, x), key=lambda pair: pair[0])
 
-            def product(z: Tensor, x0: Tensor = x0, x: Tensor = x, first: float = first, second: float = second) -> Tensor:
-                return (bench.domain.heat_kernel(x0, first).log_prob(z) + bench.domain.heat_kernel(z, second).log_prob(x)).exp()
+            def product(
+                z: Tensor, x0: Tensor = x0, x: Tensor = x, first: float = first, second: float = second
+            ) -> Tensor:
+                return (
+                    bench.domain.heat_kernel(x0, first).log_prob(z) + bench.domain.heat_kernel(z, second).log_prob(x)
+                ).exp()
 
             got, tolerance = bench.integral(product, centre, narrow)
             want = float(bench.domain.heat_kernel(x0, both).log_prob(x).exp())
-            require(abs(got - want) <= tolerance * (1 + want), f"{got:.10g} for sigma = {first:.4g} * {second:.4g}", f"{want:.10g}")
+            require(
+                abs(got - want) <= tolerance * (1 + want),
+                f"{got:.10g} for sigma = {first:.4g} * {second:.4g}",
+                f"{want:.10g}",
+            )
     return None
 
 
@@ -195,7 +208,9 @@ def no_flux(bench: KernelBench) -> None:
         score = bench.domain.heat_kernel(bench.inside, sigma).score(wall)
         flux = event_sum(score * normal, bench.ndim) / length.clamp(min=1e-300)
         size = event_sum(score**2, bench.ndim).sqrt()
-        require_close(flux[length > 0], 0.0, 1e-12 * (1 / sigma + size[length > 0]), f"normal score at sigma = {sigma:.4g}")
+        require_close(
+            flux[length > 0], 0.0, 1e-12 * (1 / sigma + size[length > 0]), f"normal score at sigma = {sigma:.4g}"
+        )
 
 
 def samples(bench: KernelBench) -> None:
@@ -233,7 +248,9 @@ def targets(bench: KernelBench) -> str | None:
         for name, factor in (("1", torch.ones_like(score)), ("the score", score * sigma)):
             product = gap * factor
             error = 5 * product.std(0) / math.sqrt(len(product)) + 1e-12
-            require_close(product.mean(0), 0.0, error, f"mean of (target − score) against {name} at sigma = {sigma:.4g}")
+            require_close(
+                product.mean(0), 0.0, error, f"mean of (target − score) against {name} at sigma = {sigma:.4g}"
+            )
     return "the score itself" if exact else "in the mean"
 
 

@@ -58,9 +58,7 @@ class Report:
 
     def __str__(self) -> str:
         width = max((len(law.name) for law in self.laws), default=0)
-        lines = [
-            f"  {'ok  ' if law.ok else 'FAIL'} {law.name:{width}}  {law.detail}".rstrip() for law in self.laws
-        ]
+        lines = [f"  {'ok  ' if law.ok else 'FAIL'} {law.name:{width}}  {law.detail}".rstrip() for law in self.laws]
         return "\n".join([self.subject, *lines])
 
 
@@ -99,7 +97,9 @@ def require_refused(call: Callable[[], Any], what: str) -> None:
     try:
         call()
     except (TypeError, ValueError) as error:
-        require(len(str(error)) > 10, f"the message {str(error)!r} for {what}", "a message with got, expected and the fix")
+        require(
+            len(str(error)) > 10, f"the message {str(error)!r} for {what}", "a message with got, expected and the fix"
+        )
     else:
         raise Violation(f"got no error for {what}, expected a TypeError or ValueError")
 

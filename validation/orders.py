@@ -10,6 +10,7 @@ All three run the solver's own ``plan`` and ``step`` and the wall's own ``settle
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -43,7 +44,7 @@ def convergence_order(
     A result that is not finite ends the slopes with NaN. No slope at all is an empty tensor.
     """
     steps = list(steps)
-    if len(steps) < 2 or any(b <= a for a, b in zip(steps, steps[1:], strict=False)) or steps[0] < 1:
+    if len(steps) < 2 or any(b <= a for a, b in itertools.pairwise(steps)) or steps[0] < 1:
         raise ValueError(f"steps: got {steps}, expected at least two increasing numbers of steps")
     results, floors, kept = [run(n) for n in steps], [], steps
     dtype = next((r.dtype for r in results if isinstance(r, Tensor) and r.dtype.is_floating_point), torch.float64)
@@ -56,7 +57,7 @@ def convergence_order(
     elif values[0].dim() == 0:
         errors = [abs(float(value)) for value in values]
     else:
-        errors = [float((a - b).abs().max()) for a, b in zip(values, values[1:], strict=False)]
+        errors = [float((a - b).abs().max()) for a, b in itertools.pairwise(values)]
         size, kept = max(1.0, float(values[-1].abs().max())), steps[:-1]
     eps = torch.finfo(dtype).eps
     floors = [resolution if resolution is not None else 100 * math.sqrt(n) * eps * size for n in kept]
@@ -137,7 +138,9 @@ def propagate_moments(
     linear, check, push = (out[1 : 1 + dim] - shift).T, out[1 + dim] - shift, (out[2 + dim :] - shift).T
     gap, size = float((2 * linear.sum(1) - check).abs().max()), float(out.abs().max())
     if not gap <= 1e-9 * max(1.0, size):
-        raise ValueError(f"propagate_moments: {solver!r} is not affine on this equation (gap {gap:.2g}); use Gaussian data")
+        raise ValueError(
+            f"propagate_moments: {solver!r} is not affine on this equation (gap {gap:.2g}); use Gaussian data"
+        )
     return linear @ mean + shift, linear @ covariance @ linear.T + push @ push.T
 
 
@@ -178,7 +181,9 @@ def expectation(
     return lambda at: _interpolate(x, values, as_like(at, x).flatten()).reshape(at.shape)
 
 
-def _apply(equation: Equation, solver: Solver, record: Any, x: Tensor, values: Tensor, low: float, high: float) -> Tensor:
+def _apply(
+    equation: Equation, solver: Solver, record: Any, x: Tensor, values: Tensor, low: float, high: float
+) -> Tensor:
     event = equation.domain.event_shape
 
     def move(at: Tensor, z: Tensor) -> Tensor:

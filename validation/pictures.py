@@ -14,7 +14,13 @@ _FAILED = (0.85, 0.1, 0.1)  # red: samples that are NaN
 
 
 def image_grid(
-    x: Any, path: str | Path, *, columns: int | None = None, title: str | None = None, low: float = 0.0, high: float = 1.0
+    x: Any,
+    path: str | Path,
+    *,
+    columns: int | None = None,
+    title: str | None = None,
+    low: float = 0.0,
+    high: float = 1.0,
 ) -> Path:
     """Images on a grid, row by row.
 
@@ -81,7 +87,9 @@ def trajectory_strip(
     return _save(figure, path)
 
 
-def order_plot(steps: Sequence[int], errors: Mapping[str, Sequence[float]], path: str | Path, *, title: str | None = None) -> Path:
+def order_plot(
+    steps: Sequence[int], errors: Mapping[str, Sequence[float]], path: str | Path, *, title: str | None = None
+) -> Path:
     """Errors against the number of steps, both logarithmic, one line per name with its last slope."""
     figure = _figure(5.5, 4.0)
     axes = figure.add_subplot()
@@ -123,7 +131,9 @@ def _pixels(x: Any, low: float, high: float) -> np.ndarray:
     if x.dim() == 3:
         x = x.unsqueeze(1)
     if x.dim() != 4 or x.shape[1] not in (1, 3) or not len(x):
-        raise ValueError(f"x: got shape {tuple(x.shape)}, expected at least one image [n, C, H, W] with C = 1 or 3, or [n, H, W]")
+        raise ValueError(
+            f"x: got shape {tuple(x.shape)}, expected at least one image [n, C, H, W] with C = 1 or 3, or [n, H, W]"
+        )
     shown = ((x - low) / (high - low)).clamp(0, 1).movedim(1, -1).expand(-1, -1, -1, 3)
     return torch.where(shown.isnan(), torch.tensor(_FAILED), shown).numpy()
 

@@ -90,7 +90,9 @@ class MixtureProblem(Problem):
         if self.gaussian:
             moved = self._whiten(clean, float(before.sigma), float(after.sigma))
         elif clean.shape[-1] == 1:
-            w, m, c = (torch.tensor(v, dtype=torch.float64).flatten() for v in (self.weights, self.means, self.covariances))
+            w, m, c = (
+                torch.tensor(v, dtype=torch.float64).flatten() for v in (self.weights, self.means, self.covariances)
+            )
             logits = [_Logit(w / w.sum(), m, (c + level.sigma**2).sqrt()) for level in (before, after)]
             moved = logits[1].inverse(logits[0](clean), clean)
         else:
@@ -102,8 +104,12 @@ class MixtureProblem(Problem):
         d = len(mean)
         # unevenly spaced, so that no symmetry of the law hides an error
         spots = torch.linspace(-1.6, 1.9, n, dtype=torch.float64) if n > 1 else torch.tensor([0.7], dtype=torch.float64)
-        directions = torch.tensor([[math.cos(1.0 + 2.3 * i + 1.7 * j * (i + 1)) for j in range(d)] for i in range(n)], dtype=torch.float64)
-        return mean + (spots[:, None] * directions.sign() if d == 1 else 1.5 * directions) * covariance.diagonal().sqrt()
+        directions = torch.tensor(
+            [[math.cos(1.0 + 2.3 * i + 1.7 * j * (i + 1)) for j in range(d)] for i in range(n)], dtype=torch.float64
+        )
+        return (
+            mean + (spots[:, None] * directions.sign() if d == 1 else 1.5 * directions) * covariance.diagonal().sqrt()
+        )
 
     def _whiten(self, clean: Tensor, before: float, after: float) -> Tensor:
         """A Gaussian's flow is linear in each eigenbasis: X − m scales by √((v + σ_s²)/(v + σ_t²))."""
@@ -142,10 +148,14 @@ class CosineProblem(Problem):
     def flow(self, x: Tensor, t: float, s: float) -> Tensor:
         x = x.double()
         a = self._decayed(s)
-        return _invert(lambda y: self.cdf(y, s), lambda y: 1 + a * (math.pi * y).cos(), self.cdf(x, t), 0.0, 1.0).to(x.dtype)
+        return _invert(lambda y: self.cdf(y, s), lambda y: 1 + a * (math.pi * y).cos(), self.cdf(x, t), 0.0, 1.0).to(
+            x.dtype
+        )
 
     def points(self, t: float, n: int = 5) -> Tensor:
-        spots = torch.linspace(0.06, 0.97, n, dtype=torch.float64) if n > 1 else torch.tensor([0.3], dtype=torch.float64)
+        spots = (
+            torch.linspace(0.06, 0.97, n, dtype=torch.float64) if n > 1 else torch.tensor([0.3], dtype=torch.float64)
+        )
         event = self.process.domain.event_shape
         shifts = 0.01 * torch.arange(math.prod(event), dtype=torch.float64)
         return (spots[:, None] * (1 - shifts)).reshape(n, *event)
@@ -162,7 +172,9 @@ class CosineScore:
         if not isinstance(domain, Hypercube) or not bool((domain.low == 0).all() & (domain.high == 1).all()):
             raise TypeError(f"CosineScore: got {domain!r}, expected the unit cube Hypercube(event_shape)")
         if not -1 < amplitude < 1:
-            raise ValueError(f"amplitude: got {amplitude:g}, expected a number in (-1, 1), or the density is not positive")
+            raise ValueError(
+                f"amplitude: got {amplitude:g}, expected a number in (-1, 1), or the density is not positive"
+            )
         self.process, self.amplitude = process, amplitude
 
     def __call__(self, x: Tensor, t: Time) -> Tensor:

@@ -25,7 +25,13 @@ def check_schedule(schedule: Schedule, *, points: int = 41, raises: bool = True)
     """
     top = schedule.t_max
     even = torch.linspace(0, top, points // 2 + 1, dtype=torch.float64)[1:] * 0.9973  # off the kinks of tables
-    t = torch.cat([even, torch.tensor([top], dtype=torch.float64), top * torch.logspace(-5, -0.3, points - len(even), dtype=torch.float64) * 0.999]).unique()
+    t = torch.cat(
+        [
+            even,
+            torch.tensor([top], dtype=torch.float64),
+            top * torch.logspace(-5, -0.3, points - len(even), dtype=torch.float64) * 0.999,
+        ]
+    ).unique()
     laws = [
         ("sigma(0) = 0, scale(0) = 1", starts),
         ("sigma increases, finite and positive up to t_max", increases),
@@ -138,7 +144,11 @@ def keeps(schedule: Schedule, t: Tensor) -> None:
             at = torch.full(shape, 0.5 * schedule.t_max, dtype=dtype)
             for name in (*_FUNCTIONS, "time"):
                 value = getattr(schedule, name)(schedule.sigma(at) if name == "time" else at)
-                require(value.shape == at.shape and value.dtype == dtype, f"{name}: {value.dtype} {tuple(value.shape)}", f"{dtype} {shape}")
+                require(
+                    value.shape == at.shape and value.dtype == dtype,
+                    f"{name}: {value.dtype} {tuple(value.shape)}",
+                    f"{dtype} {shape}",
+                )
     grid = t[:6].reshape(2, 3)
     for name in _FUNCTIONS:
         function = getattr(schedule, name)
@@ -151,7 +161,7 @@ def takes_numbers(schedule: Schedule, t: Tensor) -> None:
     for name in _FUNCTIONS:
         function = getattr(schedule, name)
         require_equal(function(at), function(torch.tensor(at, dtype=torch.float64)), f"{name} of a number")
-    require(float(schedule.sigma(1e-3 * schedule.t_max)) > 0, 0.0, "sigma > 0")
+    require(float(schedule.sigma(torch.tensor(1e-3 * schedule.t_max))) > 0, 0.0, "sigma > 0")
 
 
 def precisions_agree(schedule: Schedule, t: Tensor) -> None:
@@ -168,10 +178,15 @@ def precisions_agree(schedule: Schedule, t: Tensor) -> None:
 
 def facts(schedule: Schedule, t: Tensor) -> None:
     """0 < sigma_min < sigma_max ≤ about σ(t_max), the prior's std is that of x at t_max, and 0 < t_max ≤ 1."""
-    require(0 < schedule.sigma_min < schedule.sigma_max, (schedule.sigma_min, schedule.sigma_max), "0 < sigma_min < sigma_max")
+    require(
+        0 < schedule.sigma_min < schedule.sigma_max,
+        (schedule.sigma_min, schedule.sigma_max),
+        "0 < sigma_min < sigma_max",
+    )
     require(0 < schedule.t_max <= 1, schedule.t_max, "0 < t_max ≤ 1")
     # what the prior leaves out is the signal that is left (std² = 1 − s² or (1 − s²)²), or σ_min² for VE
-    std, scale = float(schedule.std(schedule.t_max)), float(schedule.scale(schedule.t_max))
+    end = torch.tensor(schedule.t_max, dtype=torch.float64)
+    std, scale = float(schedule.std(end)), float(schedule.scale(end))
     left = schedule.sigma_min**2 + (0.0 if scale == 1.0 else 2 * scale**2)
     gap = abs(schedule.prior_std**2 - std**2)
     require(gap <= left + 1e-12 * std**2, f"prior_std {schedule.prior_std:.6g}", f"about {std:.6g}, the std at t_max")

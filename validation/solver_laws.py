@@ -46,7 +46,14 @@ def check_solver(
         raises: raise :class:`LawError` at the first law that fails; otherwise report all.
     """
     problem = problem or (problems.gaussian(VP()) if solver.stochastic else problems.mixture(VP()))
-    bench = SolverBench(solver, problem, order or getattr(solver, "order", 0), tuple(steps), grid or middle, start)
+    bench = SolverBench(
+        solver,
+        problem,
+        float(getattr(solver, "order", 0.0) if order is None else order),
+        tuple(steps),
+        grid or middle,
+        start,
+    )
     laws: list[tuple[str, Callable[[SolverBench], str | None]]] = [
         ("states its facts", facts),
         ("plans one record of plain floats per step", plans),
@@ -153,7 +160,9 @@ def plans(bench: SolverBench) -> None:
     records = bench.solver.plan(bench.equation(), times)
     require(len(records) == 5, f"{len(records)} records", "5, one per step")
     ends = [(record.t, record.s) for record in records]
-    require(ends == list(zip(times[:-1].tolist(), times[1:].tolist(), strict=True)), ends, "the grid's times, to the bit")
+    require(
+        ends == list(zip(times[:-1].tolist(), times[1:].tolist(), strict=True)), ends, "the grid's times, to the bit"
+    )
     for record in records:
         _plain((record.t, record.s, record.coefficients))
         require(record.draws == 0 or bench.solver.stochastic, f"{record.draws} draws", "none of a deterministic rule")
@@ -165,7 +174,11 @@ def _plain(node: Any) -> None:
             _plain(child)
     else:
         allowed = node is None or type(node) in (float, int, bool, str)
-        require(allowed, f"a {type(node).__module__}.{type(node).__name__} among coefficients", "Python floats, None and tuples")
+        require(
+            allowed,
+            f"a {type(node).__module__}.{type(node).__name__} among coefficients",
+            "Python floats, None and tuples",
+        )
 
 
 def few_steps(bench: SolverBench) -> None:
@@ -176,7 +189,11 @@ def few_steps(bench: SolverBench) -> None:
             count = part.shape[0] if part.dim() == x.dim() else 1
             solution = bench.run(n, part, bench.noise(count))
             require(solution.x.shape == part.shape, tuple(solution.x.shape), tuple(part.shape))
-            require(solution.x.isfinite() & (solution.status == 0).reshape(-1, *(1,) * (x.dim() - 1)).all(), solution.x.tolist(), "finite states")
+            require(
+                solution.x.isfinite() & (solution.status == 0).reshape(-1, *(1,) * (x.dim() - 1)).all(),
+                solution.x.tolist(),
+                "finite states",
+            )
 
 
 def counts(bench: SolverBench) -> str:
@@ -278,7 +295,9 @@ def measure(bench: SolverBench, steps: Sequence[int]) -> Tensor:
         x = bench.initial()
         return convergence_order(lambda n: bench.run(n, x).x, steps, problem.flow(x, first, last))
     if not getattr(problem, "gaussian", False):
-        raise Violation(f"got {type(problem).__name__} for a stochastic rule, expected a Gaussian problem: problems.gaussian(schedule)")
+        raise Violation(
+            f"got {type(problem).__name__} for a stochastic rule, expected a Gaussian problem: problems.gaussian(schedule)"
+        )
     mean, covariance = problem.moments(first)
 
     def moments(n: int) -> Tensor:
