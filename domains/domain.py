@@ -109,12 +109,17 @@ class KernelDomain(Domain):
         Raises ``ValueError`` for points outside, ``sigma`` ≤ 0 or not finite, shapes that do not fit.
         """
 
+    def unchecked_kernel(self, x0: Tensor, sigma: float | Tensor) -> HeatKernel:
+        """The same for loops over values that were checked before they began; override it where checks can be left out."""
+        return self.heat_kernel(x0, sigma)
+
 
 class HeatKernel(Distribution):
     r"""The Neumann heat kernel :math:`p_\sigma(\cdot\,|\,x_0)` of a domain.
 
     ``x0`` is ``[*batch, *event]``; ``sigma`` broadcasts over the batch (a number, 0-d, ``[*batch]``). The batch shape is
-    their broadcast. Bad input is refused here, unless ``validate_args=False`` (for loops that have checked already).
+    their broadcast. Bad input is refused here, unless ``validate_args=False``, which is what
+    ``KernelDomain.unchecked_kernel`` gives.
     A subclass gives ``_sample(x0, z)``, ``_log_prob(x)``, ``_score(x)`` and, where its noising is not a fold of ``x0 + σz``,
     its own ``sample_with_target``.
     """

@@ -42,8 +42,11 @@ class Euclidean(FoldedDomain, KernelDomain):
     def damp(self, x: Tensor, vector: Tensor, width: Tensor) -> Tensor:
         return vector
 
-    def heat_kernel(self, x0: Tensor, sigma: float | Tensor, validate_args: bool | None = None) -> HeatKernel:
-        return GaussianKernel(self, x0, sigma, validate_args)
+    def heat_kernel(self, x0: Tensor, sigma: float | Tensor) -> HeatKernel:
+        return GaussianKernel(self, x0, sigma)
+
+    def unchecked_kernel(self, x0: Tensor, sigma: float | Tensor) -> HeatKernel:
+        return GaussianKernel(self, x0, sigma, validate_args=False)
 
 
 class GaussianKernel(HeatKernel):

@@ -53,8 +53,9 @@ class Hypercube(FoldedDomain, KernelDomain):
 
     def bounds(self, x: Tensor) -> tuple[float | Tensor, float | Tensor]:
         """(low, high) to compute with next to ``x``: floats where all axes agree, tensors of x's dtype and device otherwise."""
-        low, high = (float(v) if v.ndim == 0 else as_like(v, x) for v in (self._low, self._high))
-        return low, high
+        if self._low.ndim == self._high.ndim == 0:
+            return float(self._low), float(self._high)
+        return as_like(self.low, x), as_like(self.high, x)
 
     @property
     def low(self) -> Tensor:
@@ -91,8 +92,11 @@ class Hypercube(FoldedDomain, KernelDomain):
         layer = torch.minimum(as_like(width, x), as_like((high - low) / 2, x))
         return vector * ((x - low) / layer).clamp(0, 1) * ((high - x) / layer).clamp(0, 1)
 
-    def heat_kernel(self, x0: Tensor, sigma: float | Tensor, validate_args: bool | None = None) -> HeatKernel:
-        return BoxKernel(self, x0, sigma, validate_args)
+    def heat_kernel(self, x0: Tensor, sigma: float | Tensor) -> HeatKernel:
+        return BoxKernel(self, x0, sigma)
+
+    def unchecked_kernel(self, x0: Tensor, sigma: float | Tensor) -> HeatKernel:
+        return BoxKernel(self, x0, sigma, validate_args=False)
 
 
 class BoxKernel(HeatKernel):

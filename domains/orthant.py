@@ -43,8 +43,11 @@ class Orthant(FoldedDomain, KernelDomain):
     def damp(self, x: Tensor, vector: Tensor, width: Tensor) -> Tensor:
         return vector * (x / as_like(width, x)).clamp(0, 1)
 
-    def heat_kernel(self, x0: Tensor, sigma: float | Tensor, validate_args: bool | None = None) -> HeatKernel:
-        return OrthantKernel(self, x0, sigma, validate_args)
+    def heat_kernel(self, x0: Tensor, sigma: float | Tensor) -> HeatKernel:
+        return OrthantKernel(self, x0, sigma)
+
+    def unchecked_kernel(self, x0: Tensor, sigma: float | Tensor) -> HeatKernel:
+        return OrthantKernel(self, x0, sigma, validate_args=False)
 
 
 class OrthantKernel(HeatKernel):

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 # An event is summed in stages of at most this many terms: one contiguous stage of this length is reduced by one thread
 # in a fixed order, so a sample's sum does not depend on how many batch mates share the reduction.
@@ -44,10 +45,10 @@ def check_positive(value: Tensor, name: str) -> None:
 
 
 def values_are_readable(*tensors: Tensor) -> bool:
-    """False under ``torch.compile`` and ``torch.func.vmap``, where a check cannot read values."""
+    """False under ``torch.compile``, ``torch.func.vmap`` and for fake tensors, where a check cannot read values."""
     if torch.compiler.is_compiling():
         return False
-    return not any(torch._C._functorch.is_batchedtensor(x) for x in tensors)
+    return not any(isinstance(x, FakeTensor) or torch._C._functorch.is_batchedtensor(x) for x in tensors)
 
 
 def event_sum(x: Tensor, event_ndim: int) -> Tensor:

@@ -66,7 +66,7 @@ class Diffusion:
             sigma = self.schedule.sigma(t)
         return Level(t, self.schedule.scale(t), sigma, -sigma.log())
 
-    def transition(self, x0: Tensor, t: float | Tensor, validate_args: bool | None = None) -> HeatKernel:
+    def transition(self, x0: Tensor, t: float | Tensor) -> HeatKernel:
         """The law of x_t given x_0, in x_t coordinates.
 
         ``t`` is a number, broadcasts over the batch, or is in broadcast form ``[*batch, 1, …, 1]``; 0 < t ≤ t_max.
@@ -80,7 +80,7 @@ class Diffusion:
         scale = self.schedule.scale(t)
         if self.domain.is_cone:
             x0 = scale.reshape(scale.shape + (1,) * len(self.domain.event_shape)) * x0
-        return self.domain.heat_kernel(x0, self.schedule.std(t), validate_args)  # type: ignore[call-arg]
+        return self.domain.heat_kernel(x0, self.schedule.std(t))
 
     def prior(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Distribution:
         """The law from which generation starts at t_max: uniform on a bounded domain, the heat kernel from 0 elsewhere

@@ -119,7 +119,7 @@ class EmpiricalScore:
         sums = _Sums(torch.full_like(scale, -math.inf), torch.zeros_like(scale), zero, zero)
         for data in self._data(points, x):
             centre = expand_right(scale, ndim + 1) * data if self.domain.is_cone else data[None]
-            kernel = self.domain.heat_kernel(centre, std[:, None], validate_args=False)  # type: ignore[call-arg]
+            kernel = self.domain.unchecked_kernel(centre, std[:, None])
             log_prob, score = kernel.log_prob_and_score(x[:, None])
             sums = sums.add(log_prob, score, data)
         return sums

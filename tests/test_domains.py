@@ -200,9 +200,9 @@ class Stretched(Hypercube):
         y = super().reflect(x, displacement)
         return y + 0 * y.mean() if self.fault != "batch" else y * (1 + 1e-7 * (len(y) if y.dim() > 1 else 0))
 
-    def heat_kernel(self, x0, sigma, validate_args=None):
+    def heat_kernel(self, x0, sigma):
         wrong = {"sigma": 1.01, "score": 1.0}.get(self.fault, 1.0)
-        kernel = super().heat_kernel(x0, wrong * sigma if self.fault == "sigma" else sigma, validate_args)
+        kernel = super().heat_kernel(x0, wrong * sigma if self.fault == "sigma" else sigma)
         if self.fault == "score":
             score = kernel._score
             kernel._score = lambda x: 1.001 * score(x)
@@ -233,8 +233,8 @@ def test_kernel_domains_are_checked_without_sampling_where_that_is_possible() ->
     """The semigroup and the mass come from quadrature: a kernel with the wrong total mass by 1e-7 is found."""
 
     class Leaky(Hypercube):
-        def heat_kernel(self, x0, sigma, validate_args=None):
-            kernel = super().heat_kernel(x0, sigma, validate_args)
+        def heat_kernel(self, x0, sigma):
+            kernel = super().heat_kernel(x0, sigma)
             log_prob = kernel._log_prob
             kernel._log_prob = lambda x: log_prob(x) - 1e-7
             return kernel

@@ -411,6 +411,7 @@ def rewrite(path, **changes):
         (lambda p: rewrite(p, format="other"), "of format 'other'"),
         (lambda p: rewrite(p, version="2"), "of version '2', expected at most 1; update carom"),
         (lambda p: rewrite(p, version="one"), "of version 'one'"),
+        (lambda p: rewrite(p, header={"network": 3}), "damaged header"),
         (lambda p: rewrite(p, header={"colour": 1}), "unknown header entries colour"),
         (
             lambda p: rewrite(p, header={"network": {"type": "MLP", "event_shape": [3], "wdith": 3}}),

@@ -84,9 +84,11 @@ def _header(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
         )
     try:
         header = json.loads(metadata.get("header", ""))
-        keys = set(header)
-    except (json.JSONDecodeError, TypeError) as error:
+    except json.JSONDecodeError as error:
         raise ValueError(f"checkpoint: got {str(path)!r} with a damaged header ({error}); save it again") from error
+    if not isinstance(header, dict) or not all(isinstance(header.get(k, {}), dict) for k in _KNOWN - {"ema"}):
+        raise ValueError(f"checkpoint: got {str(path)!r} with a damaged header (no dictionaries); save it again")
+    keys = set(header)
     if missing := sorted(_REQUIRED - keys):
         raise ValueError(f"checkpoint: got {str(path)!r} without {', '.join(missing)} in its header; save it again")
     if unknown := sorted(keys - _KNOWN):

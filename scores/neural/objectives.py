@@ -111,7 +111,7 @@ class DenoisingScoreMatching(Objective):
         batch, ndim = batch_shape(x0, domain.event_shape), len(domain.event_shape)
         levels = self.levels or default_levels(score.process)
         sigma = levels.quantile(stratified(batch, x0, generator))
-        kernel = domain.heat_kernel(x0, sigma, validate_args=False)  # type: ignore[call-arg]
+        kernel = domain.unchecked_kernel(x0, sigma)
         x, target = kernel.sample_with_target(generator=generator)
         unit = score.preconditioning.unit(expand_right(sigma, ndim))
         residual = (score.at_level(x, sigma, **condition) - target) / unit
