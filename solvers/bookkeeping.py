@@ -23,6 +23,37 @@ class Info(NamedTuple):
     x: Tensor
 
 
+class _Finite:
+    """Which samples stayed finite, and for how many steps: one sum per sample and step, looked at a block of steps at a time,
+    so that the loop pays for the sum alone and memory does not grow with the number of steps."""
+
+    _BLOCK = 64
+
+    def __init__(self, batch: torch.Size, device: torch.device):
+        self.ndim = len(batch)
+        self.finite = torch.ones(batch, dtype=torch.bool, device=device)
+        self.steps = torch.zeros(batch, dtype=torch.int64, device=device)
+        self.sums: list[Tensor] = []
+
+    def see(self, x: Tensor) -> None:
+        x = x.detach()
+        self.sums.append(x.flatten(self.ndim).sum(-1) if x.dim() > self.ndim else x)
+        if len(self.sums) == self._BLOCK:
+            self._read()
+
+    def verdict(self) -> tuple[Tensor, Tensor]:
+        """(failed, the step in which: −1 where none did)."""
+        if self.sums:
+            self._read()
+        return ~self.finite, torch.where(self.finite, -1, self.steps)
+
+    def _read(self) -> None:
+        finite = torch.stack(self.sums).isfinite().cummin(0).values & self.finite
+        self.steps = self.steps + finite.sum(0)
+        self.finite = finite[-1]
+        self.sums = []
+
+
 class Keeper:
     """The bookkeeping of a run: finiteness, local time, saved states, callback, progress."""
 
@@ -43,14 +74,11 @@ class Keeper:
         self.saved = [self.wall.show(self.domain, x)] if self.keep is not None and 0 in self.keep else []
         self.push: Tensor | None = None
         batch = batch_shape(x, self.domain.event_shape)
-        self.finite = torch.ones(batch, dtype=torch.bool, device=x.device)
-        self.finite_steps = torch.zeros(batch, dtype=torch.int64, device=x.device)
+        self.finite = _Finite(batch, x.device)
         self.bar = _bar(len(grid) - 1) if progress else None
 
     def observe(self, index: int, before: Tensor, moved: Tensor, settled: Tensor) -> None:
-        # one number per sample, taken before the wall, which may hide an infinity; read after the loop
-        self.finite &= event_sum(moved.detach(), self.ndim).isfinite()
-        self.finite_steps += self.finite
+        self.finite.see(moved)  # before the wall, which may hide an infinity
         if self.pushes:
             length = event_sum((settled - moved) ** 2, self.ndim).sqrt() if self.ndim else (settled - moved).abs()
             self.push = length if self.push is None else self.push + length
@@ -68,8 +96,7 @@ class Keeper:
 
     def solution(self, x: Tensor, report: dict[str, Any]) -> Solution:
         x = self.wall.show(self.domain, x)
-        bad = ~self.finite
-        step = torch.where(bad, self.finite_steps, -1)
+        bad, step = self.finite.verdict()
         status = torch.where(bad, int(Status.NON_FINITE), report.pop("status", torch.zeros_like(step)))
         if bool(bad.any()):
             x = torch.where(bad.reshape(bad.shape + (1,) * self.ndim), math.nan, x)

@@ -31,7 +31,7 @@ class Distance(NamedTuple):
         return f"{self.value:.4g} ± {self.standard_error:.2g}"
 
 
-def sliced_wasserstein(x: Any, y: Any, *, projections: int = 256, seed: int = 0, groups: int = 10) -> Distance:
+def sliced_wasserstein(x: Any, y: Any, *, projections: int = 256, seed: int = 0, groups: int = 20) -> Distance:
     r"""The sliced 2-Wasserstein distance :math:`\big(E_θ W_2^2(θ·X, θ·Y)\big)^{1/2}`, θ uniform on the sphere (Bonneel et al. 2015).
 
     In one dimension W₂ is the L² distance of quantile functions, exact for samples of any two sizes.
@@ -97,7 +97,7 @@ def energy_distance(x: Any, y: Any) -> Distance:
 
 
 def frechet_distance(
-    x: Any, y: Any, features: Callable[[Tensor], Tensor] | None = None, *, groups: int = 10
+    x: Any, y: Any, features: Callable[[Tensor], Tensor] | None = None, *, groups: int = 20
 ) -> Distance:
     r"""The Fréchet distance :math:`|μ_x - μ_y|^2 + \mathrm{tr}\big(C_x + C_y - 2 (C_x C_y)^{1/2}\big)` of features (Heusel et al. 2017).
 

@@ -48,10 +48,10 @@ def convergence_order(
         raise ValueError(f"steps: got {steps}, expected at least two increasing numbers of steps")
     results, floors, kept = [run(n) for n in steps], [], steps
     dtype = next((r.dtype for r in results if isinstance(r, Tensor) and r.dtype.is_floating_point), torch.float64)
-    values = [torch.as_tensor(r).detach().double() for r in results]
+    values = [_double(r) for r in results]
     size = 1.0
     if reference is not None:
-        exact = torch.as_tensor(reference).detach().double()
+        exact = _double(reference)
         errors = [float((value - exact).abs().max()) for value in values]
         size = max(1.0, float(exact.abs().max()))
     elif values[0].dim() == 0:
@@ -71,6 +71,11 @@ def convergence_order(
         if not finite:
             break
     return torch.tensor(slopes, dtype=torch.float64)
+
+
+def _double(value: Any) -> Tensor:
+    """A tensor or a number in float64, without a detour through float32."""
+    return value.detach().double() if isinstance(value, Tensor) else torch.as_tensor(value, dtype=torch.float64)
 
 
 # ------------------------------------------------------------------------------------- stochastic rules on Gaussian data

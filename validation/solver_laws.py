@@ -280,8 +280,10 @@ def reaches_order(bench: SolverBench) -> str:
         last = slopes[-2:]
         if len(last) == 2 and bool(((last >= low) & (last <= high)).all()):
             return f"slopes {_listed(slopes)}" + f" up to {steps[-1]} steps" * (attempt > 0)
+        if not len(last) or abs(float(last[-1]) - bench.order) > 0.6:
+            break  # not on its way to this order
         if len(slopes) < len(steps) - 1:
-            if attempt or not len(slopes):
+            if attempt:
                 break
             steps = tuple(sorted({*steps, *(3 * n // 2 for n in steps)}))
         else:
