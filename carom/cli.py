@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from .processes import Diffusion, Wall
+
+# Threads that spin while they wait make each other wait where the cores are shared: a training step can then take ten times
+# as long. Read when torch is first imported, which no line above does.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Diffusions that stay where the data lives.")
 console = Console()

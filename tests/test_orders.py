@@ -66,7 +66,7 @@ SCHEDULES: list[Schedule] = [VP(), SubVP(), VE(), EDM(), CosineVP(), FlowMatchin
 
 @pytest.mark.parametrize(
     "solver",
-    [*RULES, AdaptiveODE(), AdaptiveODE(1e-8, 1e-8, "bosh3"), EulerMaruyama(), ReflectedEulerMaruyama()],
+    [*RULES, AdaptiveODE(), AdaptiveODE(1e-6, 1e-6, "bosh3"), EulerMaruyama(), ReflectedEulerMaruyama()],
     ids=repr,
 )
 def test_laws_of_every_solver(solver: Solver) -> None:
@@ -91,7 +91,7 @@ def test_order_in_two_dimensions_and_between_walls(solver: Solver) -> None:
     check_solver(solver, problems.cosine(0.5, dim=3), grid=grid, steps=(16, 32, 64, 128))
 
 
-@settings(max_examples=12)  # each solves some fifty times
+@settings(max_examples=8)  # each solves some fifty times
 @given(st.data(), st.sampled_from([Euler(), Heun(), RungeKutta()]))
 def test_order_on_any_mixture_schedule_grid_and_start(data: st.DataObject, solver: Solver) -> None:
     problem, grid = data.draw(some.mixtures()), data.draw(some.grids())
@@ -245,8 +245,9 @@ def test_the_flow_on_the_interval_is_the_cdf_map(solver: Solver, wall: Any) -> N
         return solve(equation, x, torch.linspace(start, 1.0, n + 1, dtype=torch.float64), solver, wall=wall).x
 
     assert within(convergence_order(run, (32, 64, 128, 256), exact), solver.order)
-    back = solve(equation, exact, torch.linspace(1.0, start, 2049, dtype=torch.float64), RungeKutta(), wall=wall).x
-    torch.testing.assert_close(back, x, rtol=0, atol=1e-9)
+    # and back from noise to data, to the error of the finest run
+    back = solve(equation, exact, torch.linspace(1.0, start, 257, dtype=torch.float64), solver, wall=wall).x
+    torch.testing.assert_close(back, x, rtol=0, atol=10 * float((run(256) - exact).abs().max()))
 
 
 def test_the_rounding_criterion_cuts_where_slopes_blur() -> None:

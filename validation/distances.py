@@ -37,14 +37,15 @@ def sliced_wasserstein(x: Any, y: Any, *, projections: int = 256, seed: int = 0,
     In one dimension W₂ is the L² distance of quantile functions, exact for samples of any two sizes.
 
     Args:
-        x, y: samples ``[n, *event]`` and ``[m, *event]``, n, m ≥ 2·groups.
+        x, y: samples ``[n, *event]`` and ``[m, *event]``, n, m ≥ 4.
         projections: number of directions (one is enough in one dimension, and one is used there).
         seed: of the directions and of the split into groups.
-        groups: of the jackknife.
+        groups: of the jackknife, at most half as many as samples.
 
     Standard error: root of jackknife² + directions² + bias². N(0, I) and N(μ, I) in d dimensions are |μ|/√d apart.
     """
-    x, y = _pair(x, y, at_least=2 * groups)
+    x, y = _pair(x, y, at_least=4)
+    groups = min(groups, len(x) // 2, len(y) // 2)
     generator = torch.Generator().manual_seed(seed)
     x, y = (v[torch.randperm(len(v), generator=generator)] for v in (x, y))
     dim = x.shape[1]
@@ -102,15 +103,16 @@ def frechet_distance(
     r"""The Fréchet distance :math:`|μ_x - μ_y|^2 + \mathrm{tr}\big(C_x + C_y - 2 (C_x C_y)^{1/2}\big)` of features (Heusel et al. 2017).
 
     Args:
-        x, y: samples ``[n, *event]`` and ``[m, *event]``, n, m ≥ 2·groups; in no particular order.
+        x, y: samples ``[n, *event]`` and ``[m, *event]``, n, m ≥ 4; in no particular order.
         features: samples → ``[n, k]``; the flattened event if ``None``. With a pretrained Inception network this is FID.
-        groups: of the jackknife.
+        groups: of the jackknife, at most half as many as samples.
 
     Standard error: root of jackknife² + bias².
     """
     if features is not None:
         x, y = features(torch.as_tensor(x)), features(torch.as_tensor(y))
-    x, y = _pair(x, y, at_least=2 * groups)
+    x, y = _pair(x, y, at_least=4)
+    groups = min(groups, len(x) // 2, len(y) // 2)
     value = _frechet(x, y)
     replicas = torch.tensor([_frechet(_without(x.T, g, groups).T, _without(y.T, g, groups).T) for g in range(groups)])
     bias = 0.25 * sum(_frechet(v[::2], v[1::2]) for v in (x, y))
