@@ -101,8 +101,9 @@ class EmpiricalScore:
 
     def _over_blocks(self, x: Tensor, t: float | Tensor, finish: Callable[[_Sums, int], Tensor]) -> Tensor:
         ndim = len(self.domain.event_shape)
-        flat = x.reshape(-1, *self.domain.event_shape) if x.numel() else x.reshape(0, *self.domain.event_shape)
-        level = per_batch(t, x, ndim, "t").expand(x.shape[: x.dim() - ndim]).reshape(-1)
+        batch = x.shape[: x.dim() - ndim]
+        flat = x.reshape(math.prod(batch), *self.domain.event_shape)
+        level = per_batch(t, x, ndim, "t").expand(batch).reshape(math.prod(batch))
         scale, std = self.process.schedule.scale(level), self.process.schedule.std(level)
         dim = math.prod(self.domain.event_shape)
         points = max(1, _DATA_BLOCK // dim)

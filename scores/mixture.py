@@ -98,7 +98,7 @@ class GaussianMixtureScore:
         event_ndim = len(self.process.domain.event_shape)
         level = per_batch(t, x, event_ndim, "t")
         scale, std = self.process.schedule.scale(level), self.process.schedule.std(level)
-        flat = x.reshape(*x.shape[: x.dim() - event_ndim], 1, -1)
+        flat = x.reshape(*x.shape[: x.dim() - event_ndim], 1, self.means.shape[1])
         residual = _rotate(flat - scale[..., None, None] * as_like(self.means, x), self.basis, transpose=True)
         variance = scale[..., None, None] ** 2 * as_like(self.variances, x) + std[..., None, None] ** 2
         log_parts = as_like(self.weights, x).log() - 0.5 * event_sum(

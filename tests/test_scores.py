@@ -75,6 +75,15 @@ def test_predictions_are_the_score_in_other_forms_and_exact_at_the_ends(schedule
         assert torch.allclose(data, mean.expand(6, 2), atol=1e-14) and torch.allclose(noise, x, atol=1e-14)
 
 
+@pytest.mark.parametrize("batch", [(0,), (), (2, 3), (2, 0)])
+def test_any_batch_shape(batch):
+    process, data = EMPIRICAL[0]
+    for score, dim in ((mixture(VP()), 2), (EmpiricalScore(process, data), 2)):
+        x = torch.rand(*batch, dim)
+        assert score(x, 0.3).shape == x.shape and score.log_prob(x, 0.3).shape == batch
+        assert score.prediction(x, 0.3)[0].shape == x.shape
+
+
 def test_covariances_in_every_form_agree():
     x = points()
     full = mixture(VP(), [[[0.3, 0.0], [0.0, 0.3]], [[0.1, 0.0], [0.0, 0.1]]])(x, 0.4)

@@ -121,9 +121,8 @@ def test_gaussian_and_mixture_values() -> None:
     m1 = problems.mixture(VP())
     mean, covariance = m1.moments(0.0)
     assert (float(mean), float(covariance)) == pytest.approx((0.26, 0.7554), rel=1e-14)
-    entropy = scipy.integrate.quad(
-        lambda x: -math.exp(v := float(m1.log_prob(f64(x), 0.0))) * v, -4, 4, points=[-1, 0, 0.8], epsabs=1e-12
-    )[0]
+    integrand = lambda x: -math.exp(v := float(m1.log_prob(f64(x), 0.0))) * v
+    entropy = scipy.integrate.quad(integrand, -4, 4, points=[-1, 0, 0.8], epsabs=1e-12)[0]
     assert entropy == pytest.approx(0.703722707337, abs=1e-10)
     assert float(m1.score(f64(0.4), 0.3)) == pytest.approx(-0.124759924703, rel=1e-10)
     # DDIM's exact flow of G1 (§3): x0 = m + √(s2/(ab s2 + 1 − ab)) (x − √ab m)
