@@ -2,6 +2,8 @@
 PYTHON ?= python3
 STAMP  := .venv/.carom-stamp
 FLOORS := domains processes solvers scores validation
+# Threads that spin while they wait slow each other down tenfold where the cores are shared.
+export OMP_WAIT_POLICY ?= PASSIVE
 PIP    := .venv/bin/python -m pip install -c constraints.txt
 
 .PHONY: help setup demo test lint format types examples bench clean
