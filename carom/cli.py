@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from . import __version__
@@ -63,8 +64,8 @@ def _clear_errors() -> Iterator[None]:
     """What the library refuses, in one line instead of a traceback."""
     try:
         yield
-    except (ValueError, TypeError, FileNotFoundError, ImportError, FloatingPointError) as error:
-        Console(stderr=True).print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+    except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
+        Console(stderr=True).print("[red]error:[/red]", escape(str(error)), highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None
 
 
@@ -102,7 +103,7 @@ def demo(
 @app.command("train")
 def train_command(
     data: Annotated[
-        str, typer.Option(help="'digits', or a .npy file of floats [N, *event] within [low, high].")
+        str, typer.Option(help="'digits', or a .npy file of floats, N x event, between --low and --high.")
     ] = "digits",
     out: Annotated[Path, typer.Option(help="The checkpoint to write.")] = Path("model.safetensors"),
     network: Annotated[
@@ -125,6 +126,11 @@ def train_command(
         from .processes import VE, Diffusion
         from .scores.neural import MLP, MLPConfig, NeuralScore, UNet, UNetConfig, train
 
+        if out.is_dir():
+            raise ValueError(f"--out: got the folder {out}, expected the name of a file to write")
+        if out.exists() and not resume:
+            raise ValueError(f"--out: {out} exists; go on with it by --resume, or name another file")
+        out.parent.mkdir(parents=True, exist_ok=True)
         x = _read_data(data)
         event = tuple(x.shape[1:])
         torch.manual_seed(seed)
@@ -231,7 +237,10 @@ def _read_data(name: str) -> Tensor:
     path = Path(name)
     if path.suffix != ".npy":
         raise ValueError(f"--data: got {name!r}, expected 'digits' or a .npy file")
-    values = np.load(path, allow_pickle=False)
+    try:
+        values = np.load(path, allow_pickle=False)
+    except ValueError:
+        raise ValueError(f"--data: {name} is not a .npy array of floats") from None
     if values.dtype.kind != "f":
         raise ValueError(f"--data: got dtype {values.dtype}, expected floats; scale integers yourself, e.g. x / 255")
     return torch.from_numpy(values).float()

@@ -32,7 +32,7 @@ from .solvers import (
 )
 from .validation import sliced_wasserstein
 
-TRAJECTORY_IMAGES = 8
+TRAJECTORY_IMAGES = 4
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,7 @@ def run_demo(out: Path, *, seconds: float, samples: int, seed: int, resume: bool
     floor = sliced_wasserstein(*_halves(training, held_out), seed=seed)
     rows = []
     for contender in contenders():
+        console.print(f"Sampling {samples} images with {contender.name} …")
         solution, row = _sample(score, contender, held_out, samples, seed)
         rows.append(row)
         _picture(solution.x, out / f"{contender.slug}.png", contender.name)
@@ -166,7 +167,9 @@ def _trajectory(score: NeuralScore, path: Path, seed: int) -> None:
     seeds = range(seed, seed + TRAJECTORY_IMAGES)
     solution = sample(score.process, score, Heun(), grid, shape=TRAJECTORY_IMAGES, seed=seeds, save=5)
     assert solution.trajectory is not None
-    pictures.trajectory_strip(solution.trajectory, solution.times, path)
+    # the last step, from the end of the grid to the image, is a denoising one
+    states = torch.cat([solution.trajectory, solution.x[None]])
+    pictures.trajectory_strip(states, torch.cat([solution.times, torch.zeros(1, dtype=torch.float64)]), path)
 
 
 def _write_report(

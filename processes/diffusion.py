@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from ..domains import Domain, HeatKernel, KernelDomain
-from ..domains.tensors import per_batch
+from ..domains.domain import uniform_law
+from ..domains.tensors import check_positive, expand_right, per_batch
 from .equations import Field, ForwardSDE, ProbabilityFlow, ReverseSDE
 from .schedule import Schedule
 
@@ -61,15 +62,22 @@ class Diffusion:
         if t is None:
             sigma = torch.as_tensor(sigma, dtype=torch.float64)
             t = self.schedule.time(sigma)
+            if not bool(((self.schedule.sigma(t) - sigma).abs() <= 1e-6 * sigma).all()):
+                raise ValueError(
+                    f"level: got sigma up to {float(sigma.max()):g}, expected noise levels that {self.schedule!r} reaches: "
+                    f"from 0 to {self.schedule.sigma_max:g}"
+                )
         else:
             t = torch.as_tensor(t, dtype=torch.float64)
+            if not bool((t >= 0).all()):
+                raise ValueError(f"level: got t down to {float(t.min()):g}, expected times of at least 0")
             sigma = self.schedule.sigma(t)
         return Level(t, self.schedule.scale(t), sigma, -sigma.log())
 
     def transition(self, x0: Tensor, t: float | Tensor) -> HeatKernel:
         """The law of x_t given x_0, in x_t coordinates.
 
-        ``t`` is a number, broadcasts over the batch, or is in broadcast form ``[*batch, 1, …, 1]``; 0 < t ≤ t_max.
+        ``t`` is a number, broadcasts over the batch, or is in broadcast form ``[*batch, 1, …, 1]``; t > 0.
         On a cone s·X_σ(x0) has the law X_{sσ}(s·x0), so one kernel serves all schedules.
         """
         if not isinstance(self.domain, KernelDomain):
@@ -77,6 +85,7 @@ class Diffusion:
                 f"transition: {self.domain!r} has no heat kernel in closed form; simulate with solve(process.forward(), …)"
             )
         t = per_batch(t, x0, len(self.domain.event_shape), "t")
+        check_positive(t, "t")
         scale = self.schedule.scale(t)
         if self.domain.is_cone:
             x0 = scale.reshape(scale.shape + (1,) * len(self.domain.event_shape)) * x0
@@ -86,9 +95,13 @@ class Diffusion:
         """The law from which generation starts at t_max: uniform on a bounded domain, the heat kernel from 0 elsewhere
         (N(0, I) for variance-preserving schedules)."""
         if self.domain.bounded:
-            return self.domain.uniform(dtype)
+            return uniform_law(self.domain, dtype)
+        if not isinstance(self.domain, KernelDomain):
+            raise TypeError(
+                f"prior: {self.domain!r} has neither a uniform law nor a heat kernel to start from; pass initial= to sample"
+            )
         origin = torch.zeros(self.domain.event_shape, dtype=dtype, device=device)
-        return self.domain.heat_kernel(origin, self.schedule.prior_std)  # type: ignore[attr-defined]
+        return self.domain.heat_kernel(origin, self.schedule.prior_std)
 
     def forward(self) -> ForwardSDE:
         """The noising SDE."""
@@ -126,14 +139,22 @@ class retime:
                 f"retime: got events {source.domain.event_shape} and {target.domain.event_shape}, expected the same domain"
             )
         self.score, self.source, self.target = score, source, target
+        if hasattr(score, "prediction"):
+            self.prediction = self._prediction
 
     def __call__(self, x: Tensor, t: float | Tensor, **condition: Any) -> Tensor:
         ratio, time = self._translate(x, t)
         return ratio * self.score(ratio * x, time, **condition)
 
+    def _prediction(self, x: Tensor, t: float | Tensor, **condition: Any) -> tuple[Tensor, Tensor]:
+        """(E[x0 | x], E[ε | x]), which do not depend on the clock."""
+        ratio, time = self._translate(x, t)
+        return self.score.prediction(ratio * x, time, **condition)  # type: ignore[attr-defined]
+
     def _translate(self, x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
         # in float64: σ ↔ t amplifies rounding where σ is flat, and this is a few numbers per sample
-        at = torch.as_tensor(t, dtype=torch.float64, device=x.device)
+        ndim = len(self.target.domain.event_shape)
+        at = expand_right(per_batch(torch.as_tensor(t, dtype=torch.float64), x.double(), ndim, "t"), ndim)
         time = self.source.schedule.time(self.target.schedule.sigma(at))
         ratio = self.source.schedule.scale(time) / self.target.schedule.scale(at)
         return ratio.to(x.dtype), time.to(x.dtype)

@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -70,6 +71,8 @@ class Equation(ABC):
     def field(self, u: Tensor, t: Tensor, start: Tensor | None = None) -> Tensor:
         """The field read through the wall; refuses a value of another shape or dtype."""
         value = self.wall.evaluate(self.domain, self._field, u, t, start)
+        if not isinstance(value, Tensor):
+            raise TypeError(f"score/drift: got {type(value).__name__}, expected a tensor of x's shape {tuple(u.shape)}")
         if value.shape != u.shape or value.dtype != u.dtype:
             raise ValueError(
                 f"score/drift: got {tuple(value.shape)} {value.dtype} for a state of shape {tuple(u.shape)} {u.dtype}, "
@@ -146,6 +149,8 @@ class SDE(_General):
 
     def __init__(self, drift: Field, diffusion: float | Tensor | Field, domain: Domain):
         super().__init__(drift, domain)
+        if isinstance(diffusion, (np.ndarray, np.number)):
+            diffusion = torch.as_tensor(diffusion)
         self.diffusion = diffusion
         self._matrix = isinstance(diffusion, Tensor) and diffusion.dim() == 2 and len(domain.event_shape) == 1
         if not callable(diffusion) and not isinstance(diffusion, (int, float, Tensor)):
@@ -155,9 +160,26 @@ class SDE(_General):
 
     def spread(self, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         value = as_like(self.diffusion(x, t) if callable(self.diffusion) else self.diffusion, x)
-        if self._matrix or value.dim() == x.dim() + 1:
+        if self._matrix or value.dim() == x.dim() + 1 or self._shared_matrix(value, x, t):
             return (value * noise.unsqueeze(-2)).sum(-1)
         return value * noise
+
+    def _shared_matrix(self, value: Tensor, x: Tensor, t: Tensor) -> bool:
+        """Whether a callable's [d, d] for states [B, d] is one matrix for all rows. Where B = d its shape does not tell it from
+        diagonals; then the answer to one more row does."""
+        d = x.shape[-1] if x.dim() else 0
+        if (
+            not callable(self.diffusion)
+            or len(self.domain.event_shape) != 1
+            or x.dim() != 2
+            or value.shape != (d, d)
+            or d == 1
+        ):
+            return False
+        if len(x) != d:
+            return True
+        more = torch.cat([t, t[:1]]) if t.dim() else t
+        return as_like(self.diffusion(torch.cat([x, x[:1]]), more), x).shape == (d, d)
 
 
 class _OfProcess(Equation):
@@ -221,7 +243,8 @@ class ReverseSDE(_OfProcess):
     def coefficients(self, t: Coefficient) -> tuple[Any, Any, Any]:
         def triple(u: Tensor) -> tuple[Tensor, ...]:
             schedule = self.process.schedule
-            eta = self.stochasticity(u) if callable(self.stochasticity) else torch.full_like(u, self.stochasticity)
+            eta = self.stochasticity(u) if callable(self.stochasticity) else self.stochasticity
+            eta = torch.as_tensor(eta, dtype=u.dtype, device=u.device).expand_as(u)
             g = schedule.diffusion(u)
             return schedule.drift_rate(u), -0.5 * (1 + eta) * g * g, eta.sqrt() * g
 

@@ -40,7 +40,9 @@ def _with_slope(function: Callable[[Tensor], Tensor], t: Tensor) -> tuple[Tensor
 def _takes_numbers(function: Callable) -> Callable:
     @functools.wraps(function)
     def wrapped(self: Schedule, value: Tensor | float) -> Tensor:
-        return function(self, value if isinstance(value, Tensor) else _number(value))
+        at = value if isinstance(value, Tensor) else _number(value)
+        result = function(self, at)
+        return result if isinstance(result, Tensor) else torch.full_like(at, result)
 
     return wrapped
 

@@ -289,21 +289,21 @@ class Discrete(VariancePreserving):
         return {"type": "Discrete", "alphas_cumprod": self.alphas_cumprod.tolist()}
 
     @classmethod
-    def ddpm(cls, n: int = 1000, beta_min: float = 0.1, beta_max: float = 20.0) -> Discrete:
+    def ddpm(cls, N: int = 1000, beta_min: float = 0.1, beta_max: float = 20.0) -> Discrete:
         """β_i = β_min/N + (i−1)/(N−1)·(β_max − β_min)/N (notes l.113); needs N > beta_max."""
-        if n <= beta_max:
-            raise ValueError(f"Discrete.ddpm: got n = {n}, expected n > beta_max = {beta_max:g}, or β_N would exceed 1")
-        return cls((1 - torch.linspace(beta_min / n, beta_max / n, n, dtype=torch.float64)).cumprod(0))
+        if beta_max >= N:
+            raise ValueError(f"Discrete.ddpm: got N = {N}, expected N > beta_max = {beta_max:g}, or β_N would exceed 1")
+        return cls((1 - torch.linspace(beta_min / N, beta_max / N, N, dtype=torch.float64)).cumprod(0))
 
     @classmethod
-    def from_betas(cls, name: str, n: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Discrete:
+    def from_betas(cls, name: str, N: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Discrete:
         """The β tables that published networks were trained with: ``linear``, ``scaled_linear``, ``squaredcos_cap_v2``."""
         if name == "linear":
-            betas = torch.linspace(beta_start, beta_end, n, dtype=torch.float64)
+            betas = torch.linspace(beta_start, beta_end, N, dtype=torch.float64)
         elif name == "scaled_linear":
-            betas = torch.linspace(beta_start**0.5, beta_end**0.5, n, dtype=torch.float64) ** 2
+            betas = torch.linspace(beta_start**0.5, beta_end**0.5, N, dtype=torch.float64) ** 2
         elif name == "squaredcos_cap_v2":
-            angle = (torch.linspace(0, 1, n + 1, dtype=torch.float64) + 0.008) / 1.008 * math.pi / 2
+            angle = (torch.linspace(0, 1, N + 1, dtype=torch.float64) + 0.008) / 1.008 * math.pi / 2
             ab = angle.cos() ** 2
             betas = (1 - ab[1:] / ab[:-1]).clamp(max=0.999)
         else:

@@ -101,6 +101,7 @@ class EmpiricalScore:
 
     def _over_blocks(self, x: Tensor, t: float | Tensor, finish: Callable[[_Sums, int], Tensor]) -> Tensor:
         ndim = len(self.domain.event_shape)
+        check_event(x, self.domain.event_shape)
         batch = x.shape[: x.dim() - ndim]
         flat = x.reshape(math.prod(batch), *self.domain.event_shape)
         level = per_batch(t, x, ndim, "t").expand(batch).reshape(math.prod(batch))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..domains import Euclidean
-from ..domains.tensors import as_like, event_sum, per_batch
+from ..domains.tensors import as_like, check_event, event_sum, per_batch
 from ..processes import Diffusion
 
 Array = float | Sequence[Any] | np.ndarray | Tensor
@@ -49,9 +49,7 @@ class GaussianMixtureScore:
         self.process = process
         event = process.domain.event_shape
         dim = math.prod(event)
-        weights, means, covariances = (
-            torch.as_tensor(v, dtype=torch.float64).detach().cpu() for v in (weights, means, covariances)
-        )
+        weights, means, covariances = (_array(v) for v in (weights, means, covariances))
         count = weights.numel()
         if weights.dim() != 1 or not bool((weights > 0).all()):
             raise ValueError(f"weights: got shape {tuple(weights.shape)}, expected [K] of positive numbers")
@@ -96,6 +94,7 @@ class GaussianMixtureScore:
 
     def _parts(self, x: Tensor, t: float | Tensor) -> _Parts:
         event_ndim = len(self.process.domain.event_shape)
+        check_event(x, self.process.domain.event_shape)
         level = per_batch(t, x, event_ndim, "t")
         scale, std = self.process.schedule.scale(level), self.process.schedule.std(level)
         flat = x.reshape(*x.shape[: x.dim() - event_ndim], 1, self.means.shape[1])
@@ -114,6 +113,13 @@ class GaussianMixtureScore:
         )
 
 
+def _array(value: Array) -> Tensor:
+    """Numbers, arrays, tensors or lists of them, as a float64 CPU tensor."""
+    if isinstance(value, (list, tuple)) and any(isinstance(v, (Tensor, np.ndarray)) for v in value):
+        return torch.stack([torch.as_tensor(v, dtype=torch.float64).detach().cpu() for v in value])
+    return torch.as_tensor(value, dtype=torch.float64).detach().cpu()
+
+
 def _rotate(vectors: Tensor, basis: Tensor | None, *, transpose: bool) -> Tensor:
     """V_kᵀ v or V_k v for each component, column by column: batch-invariant where a matrix product is not."""
     if basis is None:
@@ -129,6 +135,8 @@ def _rotate(vectors: Tensor, basis: Tensor | None, *, transpose: bool) -> Tensor
 def _eigen(covariances: Tensor, count: int, dim: int) -> tuple[Tensor, Tensor | None]:
     shape = tuple(covariances.shape)
     if shape == (count, dim, dim):
+        if not torch.allclose(covariances, covariances.transpose(-1, -2), rtol=1e-9, atol=1e-12):
+            raise ValueError("covariances: got a matrix that is not symmetric, expected covariance matrices")
         values, vectors = torch.linalg.eigh(covariances)
         basis = None if dim == 1 else vectors
     elif covariances.numel() == 1 or shape == (count,) or shape == (count, dim):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import torch
@@ -125,11 +126,14 @@ def _saved_indices(save: Any, grid: Tensor) -> set[int] | None:
                 f"save: got {save!r}, expected None, 'all', an int k (every k-th state) or a list of times"
             )
         return set(range(last + 1))
-    if isinstance(save, int):
+    if isinstance(save, Integral):
+        save = int(save) if not isinstance(save, bool) else 0
         if save < 1:
             raise ValueError(f"save: got {save}, expected k ≥ 1 (every k-th state)")
         return {*range(0, last + 1, save), last}
     wanted = torch.as_tensor(save, dtype=torch.float64).reshape(-1)
+    if not len(wanted):
+        raise ValueError("save: got an empty list, expected None, 'all', an int k or times of the grid")
     gap, index = (wanted[:, None] - grid[None, :]).abs().min(1)
     far = gap > 1e-12 * (1 + wanted.abs())
     if bool(far.any()):

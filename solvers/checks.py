@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,9 @@ def check_times(times: Any) -> Tensor:
     """A grid as a float64 CPU tensor, or an error."""
     grid = torch.as_tensor(times, dtype=torch.float64, device="cpu").detach()
     if grid.dim() != 1 or len(grid) == 0:
-        raise ValueError(f"times: got shape {tuple(grid.shape)}, expected a list of at least one time")
+        raise ValueError(
+            f"times: got shape {tuple(grid.shape)}, expected a list of at least one time, e.g. karras(process, 18)"
+        )
     if not bool(grid.isfinite().all()):
         raise ValueError("times: got a time that is NaN or infinite, expected finite times")
     steps = grid.diff()
@@ -55,9 +58,13 @@ def as_state(x: Any) -> Tensor:
     return x
 
 
-def check_problem(equation: Equation, x: Tensor, grid: Tensor, solver: Solver) -> None:
+def check_solver_type(solver: object) -> None:
     if not isinstance(solver, Solver):
         raise TypeError(f"solver: got {solver!r}, expected an instance of a Solver, e.g. Heun()")
+
+
+def check_problem(equation: Equation, x: Tensor, grid: Tensor, solver: Solver) -> None:
+    check_solver_type(solver)
     if not isinstance(equation, solver.accepts):
         names = ", ".join(c.__name__ for c in solver.accepts)
         kind = "stochastic" if equation.stochastic else "deterministic"
@@ -70,6 +77,10 @@ def check_problem(equation: Equation, x: Tensor, grid: Tensor, solver: Solver) -
         way = "rises" if rising else "falls"
         raise ValueError(
             f"times: got a grid that {way}, but {type(equation).__name__} runs the other way; use times.flip(0)"
+        )
+    if x.dtype in (torch.float16, torch.bfloat16):
+        raise TypeError(
+            f"x: got {x.dtype}, expected float32 or float64; low precision belongs inside the network (use autocast there)"
         )
     equation.domain.check(x)
 
@@ -90,7 +101,7 @@ def check_wall(wall: Wall | None, equation: Equation) -> Wall | None:
 
 def batch_sizes(shape: int | Sequence[int]) -> tuple[int, ...]:
     """A batch shape: sizes of at least 0; () is one sample without a batch dimension."""
-    sizes = (shape,) if isinstance(shape, int) else tuple(int(n) for n in shape)
+    sizes = (int(shape),) if isinstance(shape, Integral) else tuple(int(n) for n in shape)  # type: ignore[union-attr]
     if any(n < 0 for n in sizes):
         raise ValueError(f"shape: got {sizes}, expected batch sizes of at least 0")
     return sizes

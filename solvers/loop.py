@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from numbers import Integral
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,7 +20,7 @@ from ..domains.tensors import event_sum
 from ..processes import Diffusion, Equation, Wall, data_form
 from ..processes.equations import Field
 from .bookkeeping import Info, Keeper
-from .checks import as_state, batch_sizes, check_generation, check_problem, check_times, check_wall
+from .checks import as_state, batch_sizes, check_generation, check_problem, check_solver_type, check_times, check_wall
 from .noise import Noise, SampleNoise, Source, WhiteNoise
 from .solution import Solution, Status
 from .solver import Record, Solver, bind
@@ -145,6 +146,7 @@ def sample(
             )
     else:
         template = torch.empty((*batch, *domain.event_shape), dtype=dtype, device=device)
+    check_solver_type(solver)
     source = _recipe(seed, noise).open(template, len(domain.event_shape))
     x = template if initial is not None else source.initial(process.prior(template.dtype))
     equation = solver.accepts[0](process, score)  # type: ignore[call-arg]
@@ -202,7 +204,9 @@ def _recipe(seed: Seed, noise: Noise | None) -> Noise:
         if not isinstance(noise, Noise):
             raise TypeError(f"noise: got {noise!r}, expected a recipe such as WhiteNoise(0) or SampleNoise(range(16))")
         return noise
-    return WhiteNoise(seed) if seed is None or isinstance(seed, int) else SampleNoise(seed)
+    if isinstance(seed, Integral):
+        return WhiteNoise(int(seed))
+    return WhiteNoise() if seed is None else SampleNoise(seed)  # type: ignore[arg-type]
 
 
 def _denoise(process: Diffusion, equation: Equation, solution: Solution, t: float, step: int) -> Solution:

@@ -133,7 +133,9 @@ class RungeKutta(Solver):
         if not isinstance(tableau, Tableau):
             raise TypeError(f"tableau: got {tableau!r}, expected a Tableau, e.g. carom.solvers.RK4")
         self.tableau = tableau
-        self.order, self.multistage, self.evaluations = tableau.order, tableau.stages > 1, str(tableau.stages)
+        if type(self) is RungeKutta or "order" not in type(self).__dict__:
+            self.order = tableau.order  # a subclass that states an order is held to it
+        self.multistage, self.evaluations = tableau.stages > 1, str(tableau.stages)
 
     def __repr__(self) -> str:
         return f"RungeKutta({self.tableau.name})"

@@ -168,7 +168,7 @@ def test_ddpm_tables() -> None:
     levels = torch.arange(1, 51, dtype=torch.float64) / 50
     torch.testing.assert_close(small.scale(levels) ** 2, small.alphas_cumprod, rtol=1e-13, atol=0)
     torch.testing.assert_close(small.time(small.sigma(levels)), levels, rtol=1e-13, atol=0)
-    with pytest.raises(ValueError, match="n > beta_max"):
+    with pytest.raises(ValueError, match="N > beta_max"):
         Discrete.ddpm(20)
 
 
@@ -422,3 +422,32 @@ def test_processes_travel_as_dictionaries(schedule: Schedule) -> None:
     again = process_from_config(process.config())
     t = torch.linspace(0, schedule.t_max, 9, dtype=torch.float64)
     assert torch.equal(again.schedule.sigma(t), process.schedule.sigma(t)) and again.config() == process.config()
+
+
+def test_constant_scales_may_be_plain_numbers_and_levels_out_of_range_are_refused() -> None:
+    class Mine(Schedule):
+        def scale(self, t):  # type: ignore[no-untyped-def]
+            return 1.0
+
+        def sigma(self, t):  # type: ignore[no-untyped-def]
+            return 2 * t
+
+    process = Diffusion(Hypercube((2,)), Mine())
+    assert float(process.schedule.diffusion(0.5)) == pytest.approx(2.0)
+    with pytest.raises(ValueError, match=r"got sigma up to 40, expected noise levels that .* reaches"):
+        process.level(sigma=40.0)
+    with pytest.raises(ValueError, match=r"got t down to -0\.5"):
+        process.level(-0.5)
+    with pytest.raises(ValueError, match="t: got -1"):
+        process.transition(torch.rand(3, 2), -1.0)
+
+
+def test_retime_takes_times_per_sample_and_hands_predictions_on() -> None:
+    vp, edm = (Diffusion(Euclidean((2,)), s) for s in (VP(), EDM()))
+    mixture = GaussianMixtureScore(vp, [0.4, 0.6], [[0.0, 1.0], [1.0, -1.0]], 0.2)
+    moved, exact = retime(mixture, vp, edm), GaussianMixtureScore(edm, [0.4, 0.6], [[0.0, 1.0], [1.0, -1.0]], 0.2)
+    for batch in (2, 3):
+        x, t = torch.randn(batch, 2, dtype=torch.float64), torch.linspace(0.01, 0.1, batch, dtype=torch.float64)
+        assert torch.allclose(moved(x, t), exact(x, t), rtol=1e-11)
+        assert torch.allclose(moved(x, t), moved(x, t[:, None]), rtol=1e-14)
+        assert torch.allclose(moved.prediction(x, t)[0], exact.prediction(x, t)[0], rtol=1e-10)

@@ -600,3 +600,79 @@ def test_the_solver_table_reads_class_facts():
     for cls in Solver.__subclasses__():
         if cls.__module__.startswith("carom."):
             assert set(cls.facts()) == {"solver", "for", "order", "evaluations", "noise", "source"}
+
+
+# ------------------------------------------------------------------------------------------- what users hand in instead
+
+
+def test_a_callable_that_returns_one_matrix_is_a_matrix_whatever_the_batch():
+    matrix = torch.tensor([[1.0, 0.5], [0.0, 2.0]], dtype=torch.float64)
+    shared = SDE(lambda x, t: torch.zeros_like(x), lambda x, t: matrix, Euclidean((2,)))
+    diagonal = SDE(lambda x, t: torch.zeros_like(x), lambda x, t: 1 + x**2, Euclidean((2,)))
+    t = torch.tensor(0.5, dtype=torch.float64)
+    for batch in (1, 2, 3):
+        x, z = torch.rand(batch, 2, dtype=torch.float64), torch.rand(batch, 2, dtype=torch.float64)
+        assert torch.allclose(shared.spread(x, t, z), z @ matrix.T)
+        assert torch.allclose(diagonal.spread(x, t, z), (1 + x**2) * z)
+
+
+def test_numpy_numbers_are_numbers():
+    grid = karras(BOX, 4)
+    one = sample(BOX, box_score(), Euler(), grid, shape=np.int64(2), seed=np.int64(3), save=np.int64(2))
+    two = sample(BOX, box_score(), Euler(), grid, shape=2, seed=3, save=2)
+    assert torch.equal(one.x, two.x) and torch.equal(one.trajectory, two.trajectory)
+    SDE(lambda x, t: -x, np.float32(0.3), Euclidean((2,)))
+    with pytest.raises(ValueError, match="save: got an empty list"):
+        run(save=[])
+    with pytest.raises(ValueError, match="expected k ≥ 1"):
+        run(save=True)
+
+
+def test_low_precision_states_and_solver_names_are_refused():
+    with pytest.raises(TypeError, match=r"got torch\.float16, expected float32 or float64"):
+        run(dtype=torch.float16)
+    with pytest.raises(TypeError, match=r"got 'heun', expected an instance of a Solver"):
+        run(solver="heun")
+    with pytest.raises(TypeError, match="got float, expected a tensor of x's shape"):
+        run(score=lambda x, t: 0.0)
+
+
+def test_stochasticity_may_be_a_plain_function():
+    x = torch.rand(3, 2, dtype=torch.float64)
+    ends = [
+        solve(BOX.reverse(box_score(), eta), x, karras(BOX, 5), EulerMaruyama(), noise=WhiteNoise(0)).x
+        for eta in (0.5, lambda t: 0.5)
+    ]
+    assert torch.equal(*ends)
+
+
+def test_a_bounded_domain_of_the_contract_alone_can_be_sampled():
+    """event_shape, contains, project, reflect, uniform() and nothing else: bounded by its uniform law, its width measured."""
+    from carom.domains import Domain
+
+    cube = Hypercube((2,), 0.0, 3.0)
+
+    class Mine(Domain):
+        event_shape = (2,)
+
+        def contains(self, x, atol=0.0):
+            return cube.contains(x, atol)
+
+        def project(self, x):
+            return cube.project(x)
+
+        def reflect(self, x, displacement):
+            return cube.reflect(x, displacement)
+
+        def uniform(self):
+            return cube.uniform()
+
+    process = Diffusion(Mine(), VE())
+    assert process.domain.bounded and process.schedule.sigma_max == pytest.approx(6.0, rel=5e-3)
+    result = sample(
+        process, lambda x, t: torch.zeros_like(x), ReflectedEulerMaruyama(), karras(process, 5), shape=9, seed=1
+    )
+    assert bool(cube.contains(result.x).all())
+    from carom.validation import check_domain
+
+    assert check_domain(Mine(), raises=False).ok

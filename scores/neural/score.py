@@ -92,7 +92,12 @@ class NeuralScore(nn.Module):
         generator: torch.Generator | None = None,
         **condition: Any,
     ) -> Tensor:
-        """The objective at data x0 ``[*batch, *event]``: a scalar to differentiate. Values of x0 are not checked here."""
+        """The objective at data x0 ``[*batch, *event]``: a scalar to differentiate.
+
+        Data outside the domain are refused on the CPU; on a GPU reading them would stall it, and :func:`train` checks once.
+        """
+        if x0.device.type == "cpu":
+            self.process.domain.check(x0, "x0")
         return objective(self, x0, generator=generator, **condition)
 
     def track_ema(self) -> nn.Module:
