@@ -152,3 +152,14 @@ def test_ctrl_c_leaves_a_checkpoint_that_resumes(tmp_path):
     steps = int(stdout.split(" steps")[0].split()[-1])
     assert steps >= 1
     assert f"{steps + 2} steps" in run("train", "--steps", steps + 2, "--out", out, "--resume")
+
+
+def test_training_makes_its_folder_and_never_overwrites_a_model(tmp_path):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).random((32, 2)).astype(np.float32))
+    out = tmp_path / "new" / "folder" / "m.safetensors"
+    common = ["train", "--data", tmp_path / "x.npy", "--network", "mlp", "--steps", 1]
+    run(*common, "--out", out)
+    before = out.read_bytes()
+    assert "go on with it by --resume" in " ".join(run(*common, "--out", out, code=2).split())
+    assert out.read_bytes() == before
+    assert "expected the name of a file" in " ".join(run(*common, "--out", tmp_path, code=2).split())

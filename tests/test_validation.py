@@ -23,6 +23,7 @@ from carom.validation import (
     frechet_distance,
     pictures,
     problems,
+    report,
     sliced_wasserstein,
 )
 
@@ -291,3 +292,8 @@ def test_pictures_are_written(tmp_path: Path) -> None:
 def test_the_package_imports_neither_hypothesis_nor_matplotlib() -> None:
     code = "import sys, carom.validation; sys.exit(bool({'hypothesis', 'matplotlib'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_library_passes_its_own_laws() -> None:
+    reports = report()
+    assert len(reports) > 15 and all(r.ok for r in reports), "\n".join(str(r) for r in reports if not r.ok)

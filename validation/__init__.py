@@ -9,6 +9,7 @@ from .distances import Distance, energy_distance, frechet_distance, sliced_wasse
 from .domain_laws import check_domain
 from .laws import Law, LawError, Report
 from .orders import BasisNoise, convergence_order, expectation, propagate_moments
+from .report import report
 from .schedule_laws import check_schedule
 from .solver_laws import check_solver
 
@@ -28,5 +29,6 @@ __all__ = [
     "pictures",
     "problems",
     "propagate_moments",
+    "report",
     "sliced_wasserstein",
 ]
