@@ -78,7 +78,7 @@ class Keeper:
         self.finite = _Finite(batch, x.device)
         self.bar = _bar(len(grid) - 1) if progress else None
 
-    def observe(self, index: int, before: Tensor, moved: Tensor, settled: Tensor) -> None:
+    def observe(self, index: int, moved: Tensor, settled: Tensor) -> None:
         self.finite.see(moved)  # before the wall, which may hide an infinity
         if self.pushes:
             length = event_sum((settled - moved) ** 2, self.ndim).sqrt() if self.ndim else (settled - moved).abs()

@@ -30,7 +30,7 @@ Seed = int | Sequence[int] | None
 
 
 class Observer(Protocol):
-    def __call__(self, index: int, before: Tensor, moved: Tensor, settled: Tensor) -> None: ...
+    def __call__(self, index: int, moved: Tensor, settled: Tensor) -> None: ...
 
 
 def integrate(
@@ -53,7 +53,7 @@ def integrate(
         moved, state = solver.step(equation, x, record, state, noise)
         settled = equation.settle(x, moved)
         if observe is not None:
-            observe(index, x, moved, settled)
+            observe(index, moved, settled)
         x = settled
     return x, state
 
