@@ -4,7 +4,10 @@ from .domain import Domain, FoldedDomain, HeatKernel, KernelDomain
 from .euclidean import Euclidean
 from .hypercube import Hypercube
 from .orthant import Orthant
+from .product import Product
 from .registry import domain_from_config
+from .simplex import Simplex
+from .torus import Torus
 
 __all__ = [
     "Domain",
@@ -14,5 +17,8 @@ __all__ = [
     "Hypercube",
     "KernelDomain",
     "Orthant",
+    "Product",
+    "Simplex",
+    "Torus",
     "domain_from_config",
 ]

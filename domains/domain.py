@@ -3,7 +3,8 @@ r"""Domains: the closed sets a diffusion lives in, and the heat kernels that kno
 A domain is a closed set with piecewise smooth walls. Its functions are pure and batched: ``x`` is ``[*batch, *event]``,
 any floating dtype, any device. To add a domain of your own, derive from
 
-* :class:`Domain` and give ``event_shape``, ``width``, ``contains``, ``project``, ``reflect`` (and ``uniform`` if it is bounded);
+* :class:`Domain` and give ``event_shape``, ``width``, ``contains``, ``project``, ``reflect`` (``uniform`` if it is bounded, and
+  ``boundary_distance`` if scores on it are to be damped at the walls);
 * :class:`FoldedDomain` if reflection is the folding of a covering space: give ``fold`` instead of ``reflect``;
 * :class:`KernelDomain` as well if the Neumann heat kernel is known: give ``heat_kernel``.
 
@@ -25,7 +26,9 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
-from .tensors import as_like, batch_shape, check_event, check_positive, expand_right, values_are_readable
+from .tensors import as_like, batch_shape, check_event, check_positive, event_sum, expand_right, values_are_readable
+
+Draw = Callable[[torch.Size, torch.dtype, torch.device, torch.Generator | None], Tensor]
 
 
 class Domain(ABC):
@@ -70,9 +73,34 @@ class Domain(ABC):
         """``{"type": class name, **constructor arguments}``, JSON-able: how the domain travels in a checkpoint."""
         raise NotImplementedError(f"{type(self).__name__} does not define config(), which checkpoints need")
 
+    def difference(self, x: Tensor, y: Tensor) -> Tensor:
+        """The shortest way from y to x: x − y, unless the domain identifies points (a torus)."""
+        return x - y
+
+    def boundary_distance(self, x: Tensor) -> Tensor:
+        """The distance of points inside from the nearest wall: ``[*batch]``; infinite where there is none."""
+        raise NotImplementedError(
+            f"{type(self).__name__} does not define boundary_distance(x), which damping at walls needs"
+        )
+
+    def inward_normal(self, x: Tensor) -> Tensor:
+        """The unit normal of the wall nearest to x, pointing inwards: the gradient of ``boundary_distance``."""
+        with torch.enable_grad():
+            at = x if x.requires_grad else x.detach().requires_grad_()
+            distance = self.boundary_distance(at)
+            slope = torch.autograd.grad(distance.sum(), at, create_graph=x.requires_grad)[0]
+        # where walls are equally near it is split between them
+        length = expand_right(event_sum(slope**2, len(self.event_shape)).sqrt(), len(self.event_shape))
+        return slope / length.clamp(min=torch.finfo(x.dtype).tiny)
+
     def damp(self, x: Tensor, vector: Tensor, width: Tensor) -> Tensor:
-        """``vector`` with its component normal to the walls scaled to zero at them, over a layer of thickness ``width``."""
-        raise NotImplementedError(f"{type(self).__name__} does not define damp(x, vector, width)")
+        """``vector`` with its component normal to the walls scaled to zero at them, over a layer of thickness ``width``.
+
+        Here along the normal of the nearest wall alone; domains with edges damp along all walls that are near."""
+        ndim = len(self.event_shape)
+        normal, distance = self.inward_normal(x), expand_right(self.boundary_distance(x), ndim)
+        along = expand_right(event_sum(vector * normal, ndim), ndim)
+        return vector - (1 - (distance / as_like(width, x)).clamp(0, 1)) * along * normal
 
     def check(self, x: Tensor, name: str = "x") -> None:
         """Refuse states of the wrong dtype or shape, and states outside (beyond rounding)."""
@@ -97,6 +125,39 @@ def uniform_law(domain: Domain, dtype: torch.dtype | None = None) -> Distributio
     return domain.uniform(dtype) if takes_dtype else domain.uniform()
 
 
+class Uniform(Distribution):
+    """The uniform law on a bounded domain.
+
+    Args:
+        domain: the domain.
+        draw: ``draw(shape, dtype, device, generator)`` → that many states, ``[*shape, *event]``.
+        log_volume: its log-volume, which is the entropy.
+        dtype: of the draws; torch's default by default.
+    """
+
+    arg_constraints = {}
+    support = constraints.real
+
+    def __init__(self, domain: Domain, draw: Draw, log_volume: float, dtype: torch.dtype | None = None):
+        self.domain, self.draw, self.dtype = domain, draw, dtype or torch.get_default_dtype()
+        self.log_volume = log_volume
+        super().__init__(torch.Size(), torch.Size(domain.event_shape), validate_args=False)
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Sequence[int] = (), *, generator: torch.Generator | None = None) -> Tensor:
+        """Draws ``[*sample_shape, *event]`` on the generator's device."""
+        device = torch.device("cpu") if generator is None else generator.device
+        return self.draw(torch.Size(sample_shape), self.dtype, device, generator)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """−log-volume inside, −∞ outside: ``[*batch]``."""
+        check_event(x, self.domain.event_shape)
+        return torch.where(self.domain.contains(x), -self.entropy().to(x), -math.inf)
+
+    def entropy(self) -> Tensor:
+        return torch.tensor(self.log_volume, dtype=torch.float64)
+
+
 class FoldedDomain(Domain):
     """A domain reached by folding a covering space (cube, orthant, torus, simplex, products of them).
 
@@ -112,7 +173,12 @@ class FoldedDomain(Domain):
 
 
 class KernelDomain(Domain):
-    """A domain whose Neumann heat kernel is known in closed form."""
+    """A domain whose Neumann heat kernel is known in closed form.
+
+    ``sigma_min``: below this σ the kernel is an approximation that the domain states; 0 where it is exact at every σ.
+    """
+
+    sigma_min: float = 0.0
 
     @abstractmethod
     def heat_kernel(self, x0: Tensor, sigma: float | Tensor) -> HeatKernel:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .domain import FoldedDomain, HeatKernel, KernelDomain
-from .tensors import check_shape, event_sum
+from .tensors import batch_shape, check_shape, event_sum
 
 
 class Euclidean(FoldedDomain, KernelDomain):
@@ -38,6 +38,12 @@ class Euclidean(FoldedDomain, KernelDomain):
 
     def fold(self, u: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         return u, lambda v: v
+
+    def boundary_distance(self, x: Tensor) -> Tensor:
+        return x.new_full(batch_shape(x, self.event_shape), math.inf)
+
+    def inward_normal(self, x: Tensor) -> Tensor:
+        return torch.zeros_like(x)
 
     def damp(self, x: Tensor, vector: Tensor, width: Tensor) -> Tensor:
         return vector

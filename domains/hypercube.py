@@ -1,19 +1,26 @@
-"""Boxes: the unit cube of images, and any box with bounds of its own on each axis."""
+"""Boxes: the unit cube of images, and any box with bounds of its own on each axis, which may be open at one end or both."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, constraints
+from torch.distributions import Distribution
 
-from .domain import FoldedDomain, HeatKernel, KernelDomain
-from .interval import interval_log_prob, interval_log_prob_and_score, interval_score
-from .tensors import as_like, check_event, check_shape, event_sum
+from .domain import FoldedDomain, HeatKernel, KernelDomain, Uniform
+from .interval import (
+    half_line_log_prob,
+    half_line_score,
+    interval_log_prob,
+    interval_log_prob_and_score,
+    interval_score,
+    line_log_prob,
+    line_score,
+)
+from .tensors import as_like, check_shape, event_sum
 
 Bounds = float | Sequence[float] | np.ndarray | Tensor
 
@@ -23,10 +30,11 @@ class Hypercube(FoldedDomain, KernelDomain):
 
     Args:
         event_shape: shape of one state, e.g. ``(1, 8, 8)``.
-        low, high: finite bounds, numbers or anything that broadcasts to ``event_shape``; low < high on every axis.
+        low, high: bounds, numbers or anything that broadcasts to ``event_shape``; low < high on every axis. An infinite bound makes
+            an axis a half-line or a line; then the box is unbounded, and has no uniform law.
 
     The covering space is R^d and the folding a triangle wave of period 2·(high − low) on each axis. The heat kernel is the
-    product of interval kernels (Lou & Ermon 2023, §4.1; here exact for all σ, see ``interval``).
+    product of interval kernels (Lou & Ermon 2023, §4.1; here exact for all σ, see ``interval``), half-line and Gaussian kernels.
     """
 
     def __init__(self, event_shape: Sequence[int], low: Bounds = 0.0, high: Bounds = 1.0):
@@ -38,6 +46,9 @@ class Hypercube(FoldedDomain, KernelDomain):
                 f"Hypercube: got low = {np.broadcast_to(self._low, self.event_shape)[i]:g} and "
                 f"high = {np.broadcast_to(self._high, self.event_shape)[i]:g} at axis {i}, expected low < high on every axis"
             )
+        walls = np.concatenate([self._low.ravel(), self._high.ravel()])
+        self._closed = bool(np.isfinite(walls).all())
+        self.is_cone = bool(((walls == 0) | np.isinf(walls)).all())
 
     def __repr__(self) -> str:
         low, high = (f"{v:g}" if v.ndim == 0 else f"array of {v.size}" for v in (self._low, self._high))
@@ -50,6 +61,15 @@ class Hypercube(FoldedDomain, KernelDomain):
     @property
     def width(self) -> float:
         return float((self._high - self._low).max())
+
+    @property
+    def bounded(self) -> bool:
+        return self._closed
+
+    def axes(self, low: bool, high: bool) -> Tensor:
+        """The flat indices of the axes whose low and high bounds are finite or not, as asked."""
+        finite = [np.isfinite(np.broadcast_to(v, self.event_shape)).ravel() for v in (self._low, self._high)]
+        return torch.from_numpy(np.flatnonzero((finite[0] == low) & (finite[1] == high)))
 
     def bounds(self, x: Tensor) -> tuple[float | Tensor, float | Tensor]:
         """(low, high) to compute with next to ``x``: floats where all axes agree, tensors of x's dtype and device otherwise."""
@@ -77,6 +97,8 @@ class Hypercube(FoldedDomain, KernelDomain):
 
     def fold(self, u: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         low, high = self.bounds(u)
+        if not self._closed:
+            return _fold_open(u, *torch.broadcast_tensors(as_like(low, u), as_like(high, u)))
         width = high - low
         phase = (u - low).remainder(2 * width)
         folded = low + (width - (phase - width).abs())
@@ -85,7 +107,38 @@ class Hypercube(FoldedDomain, KernelDomain):
         return x, lambda v: torch.where(phase > width, -v, v)
 
     def uniform(self, dtype: torch.dtype | None = None) -> Distribution:
-        return UniformBox(self, dtype)
+        if not self._closed:
+            return super().uniform(dtype)
+
+        def draw(
+            shape: torch.Size, dtype: torch.dtype, device: torch.device, generator: torch.Generator | None
+        ) -> Tensor:
+            u = torch.rand(shape + self.event_shape, generator=generator, dtype=dtype, device=device)
+            low, high = self.bounds(u)
+            return _clamp(low + (high - low) * u, low, high)
+
+        return Uniform(self, draw, float((self.high - self.low).log().sum()), dtype)
+
+    def boundary_distance(self, x: Tensor) -> Tensor:
+        low, high = self.bounds(x)
+        distance = torch.minimum(x - low, high - x)
+        return distance.flatten(x.dim() - len(self.event_shape)).amin(-1) if self.event_shape else distance
+
+    def inward_normal(self, x: Tensor) -> Tensor:
+        low, high = self.bounds(x)
+        below, above = (
+            v.flatten(x.dim() - len(self.event_shape)) if self.event_shape else v for v in (x - low, high - x)
+        )
+        if not self.event_shape:
+            return torch.where(below <= above, 1.0, -1.0).to(x)
+        distance = torch.minimum(below, above)
+        nearest = torch.zeros_like(distance).scatter(-1, distance.argmin(-1, keepdim=True), 1.0)
+        normal = torch.where(below <= above, nearest, -nearest).reshape(x.shape)
+        return torch.where(
+            distance.amin(-1).isinf().reshape(x.shape[: -len(self.event_shape)] + (1,) * len(self.event_shape)),
+            0.0,
+            normal,
+        )
 
     def damp(self, x: Tensor, vector: Tensor, width: Tensor) -> Tensor:
         low, high = self.bounds(x)
@@ -108,44 +161,71 @@ class BoxKernel(HeatKernel):
         return self.domain.fold(self.x0 + self._sigma * z)[0]
 
     def _log_prob(self, x: Tensor) -> Tensor:
-        return event_sum(interval_log_prob(*self._arguments(x)), len(self.domain.event_shape))
+        return event_sum(self._by_axis(0, x), len(self.domain.event_shape))
 
     def _score(self, x: Tensor) -> Tensor:
-        return interval_score(*self._arguments(x))
+        return self._by_axis(1, x)
 
     def log_prob_and_score(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        log_prob, score = interval_log_prob_and_score(*self._arguments(x))
+        if not self.domain.bounded:
+            return super().log_prob_and_score(x)
+        log_prob, score = interval_log_prob_and_score(x, self.x0, self._sigma, *self.domain.bounds(x))
         return event_sum(log_prob, len(self.domain.event_shape)), score
 
-    def _arguments(self, x: Tensor) -> tuple[Any, ...]:
-        return x, self.x0, self._sigma, *self.domain.bounds(x)
+    def _by_axis(self, which: int, x: Tensor) -> Tensor:
+        """log p (0) or the score (1) of each axis."""
+        low, high = self.domain.bounds(x)
+        if self.domain.bounded:
+            return (interval_log_prob, interval_score)[which](x, self.x0, self._sigma, low, high)
+        return _by_kind(
+            which, *torch.broadcast_tensors(x, self.x0, self._sigma, as_like(low, x), as_like(high, x)), self.domain
+        )
 
 
-class UniformBox(Distribution):
-    """The uniform law on a :class:`Hypercube`; entropy is its log-volume."""
+def _interval(which: int, x: Tensor, x0: Tensor, sigma: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    return (interval_log_prob, interval_score)[which](x, x0, sigma, low, high)
 
-    arg_constraints = {}
-    support = constraints.real
 
-    def __init__(self, domain: Hypercube, dtype: torch.dtype | None = None):
-        self.domain, self.dtype = domain, dtype
-        super().__init__(torch.Size(), torch.Size(domain.event_shape), validate_args=False)
+def _above(which: int, x: Tensor, x0: Tensor, sigma: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    return (half_line_log_prob, half_line_score)[which](x, x0, sigma, low)
 
-    @torch.no_grad()
-    def sample(self, sample_shape: Sequence[int] = (), *, generator: torch.Generator | None = None) -> Tensor:
-        """Draws ``[*sample_shape, *event]`` on the generator's device."""
-        shape, device = self._extended_shape(torch.Size(sample_shape)), None if generator is None else generator.device
-        u = torch.rand(shape, generator=generator, dtype=self.dtype, device=device)
-        low, high = self.domain.bounds(u)
-        return _clamp(low + (high - low) * u, low, high)
 
-    def log_prob(self, x: Tensor) -> Tensor:
-        check_event(x, self.domain.event_shape)
-        inside = self.domain.contains(x)
-        return torch.where(inside, -self.entropy().to(x), -math.inf)
+def _below(which: int, x: Tensor, x0: Tensor, sigma: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    return half_line_score(-x, -x0, sigma, -high).neg() if which else half_line_log_prob(-x, -x0, sigma, -high)
 
-    def entropy(self) -> Tensor:
-        return (self.domain.high - self.domain.low).log().sum()
+
+def _line(which: int, x: Tensor, x0: Tensor, sigma: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    return (line_log_prob, line_score)[which](x, x0, sigma)
+
+
+# by (low is finite, high is finite)
+_KINDS = {(True, True): _interval, (True, False): _above, (False, True): _below, (False, False): _line}
+
+
+def _by_kind(which: int, x: Tensor, x0: Tensor, sigma: Tensor, low: Tensor, high: Tensor, domain: Hypercube) -> Tensor:
+    """Each axis by the kernel of its kind; the arguments have one shape."""
+    ndim = len(domain.event_shape)
+    flat = [v.flatten(v.dim() - ndim) if ndim else v.unsqueeze(-1) for v in (x, x0, sigma, low, high)]
+    parts, places = [], []
+    for kind, function in _KINDS.items():
+        axes = domain.axes(*kind).to(x.device)
+        if len(axes):
+            parts.append(function(which, *(v.index_select(-1, axes) for v in flat)))
+            places.append(axes)
+    return torch.cat(parts, -1).index_select(-1, torch.cat(places).argsort()).reshape(x.shape)
+
+
+def _fold_open(u: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """The fold of axes that may be open: at most one reflection where one end is open, none where both are."""
+    closed = low.isfinite() & high.isfinite()
+    start, width = torch.where(closed, low, 0.0), torch.where(closed, high - low, 1.0)
+    phase = (u - start).remainder(2 * width)
+    at_low, at_high = torch.where(low.isfinite(), low, 0.0), torch.where(high.isfinite(), high, 0.0)
+    once = torch.where(u < low, 2 * at_low - u, torch.where(u > high, 2 * at_high - u, u))
+    folded = torch.where(closed, start + (width - (phase - width).abs()), once)
+    inside = (u >= low) & (u <= high)
+    flipped = torch.where(closed, phase > width, ~inside)
+    return torch.where(inside, u, folded.clamp(low, high)), lambda v: torch.where(flipped, -v, v)
 
 
 def _clamp(x: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
@@ -161,6 +241,6 @@ def _bound(value: Bounds, event_shape: tuple[int, ...], name: str) -> np.ndarray
         raise ValueError(
             f"{name}: got shape {array.shape}, expected a number or a shape that broadcasts to {event_shape}"
         ) from None
-    if not np.isfinite(whole).all():
-        raise ValueError(f"{name}: got a bound that is not finite; for axes that are open at one side use Orthant")
+    if np.isnan(whole).any():
+        raise ValueError(f"{name}: got NaN, expected bounds; -inf and inf are allowed where an axis is open")
     return np.array(whole.flat[0]) if (whole == whole.flat[0]).all() else whole.copy()

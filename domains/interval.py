@@ -54,12 +54,14 @@ _SWITCH = 0.4
 
 
 class _Parts(NamedTuple):
-    """What both series deliver: score = slope / mass · unit and log p = log(mass) + offset()."""
+    """What both series deliver: score = slope / mass · unit and log p = log(mass) + offset(); of the Gaussian's exponent
+    −(x − x0)²/2σ² offset() lacks the part missing()."""
 
     slope: Tensor
     mass: Tensor
     unit: Bound
     offset: Callable[[], Bound]
+    missing: Callable[[], Bound] = lambda: 0.0
 
 
 def _score(parts: _Parts) -> tuple[Tensor, ...]:
@@ -72,6 +74,11 @@ def _log_prob(parts: _Parts) -> tuple[Tensor, ...]:
 
 def _both(parts: _Parts) -> tuple[Tensor, ...]:
     return _log_prob(parts) + _score(parts)
+
+
+def _detail(parts: _Parts) -> tuple[Tensor, ...]:
+    missing = parts.missing()
+    return (parts.offset() + missing, parts.mass.log() - missing, *_score(parts))  # type: ignore[return-value]
 
 
 _Finish = Callable[[_Parts], tuple[Tensor, ...]]
@@ -157,7 +164,7 @@ def _modes(x: Tensor, x0: Tensor, sigma: Tensor, low: Bound, high: Bound, modes:
         v, v_old = 2 * c0 * v - v_old, v
         weight = 2 * (k * k * damping).exp() * v
         mass, slope = torch.addcmul(mass, weight, t), torch.addcmul(slope, weight, u, value=k)
-    return _Parts(sine * slope, 1 + mass, -unit, lambda: -_log(high - low))
+    return _Parts(sine * slope, 1 + mass, -unit, lambda: -_log(high - low), lambda: -0.5 * ((x - x0) / sigma) ** 2)
 
 
 class _Regime(NamedTuple):
@@ -227,7 +234,7 @@ def _split(finish: _Finish, x: Tensor, x0: Tensor, sigma: Tensor, low: Bound, hi
     x, x0 = (v.expand(shape).reshape(rows, columns) for v in (x, x0))
     low, high = (v.expand(shape).reshape(rows, columns) if isinstance(v, Tensor) else v for v in (low, high))
     sigma = sigma[(None,) * (len(shape) - sigma.dim())].expand(row_shape).reshape(rows, 1)
-    out = tuple(x.new_empty((rows, columns)) for _ in range(2 if finish is _both else 1))
+    out = tuple(x.new_empty((rows, columns)) for _ in range({_both: 2, _detail: 3}.get(finish, 1)))
     table = _table(x.dtype)
     # σ = NaN lands in the last regime and stays NaN
     place = torch.bucketize(ratio, ratio.new_tensor([regime.below for regime in table[:-1]]), right=True)
@@ -274,6 +281,12 @@ def interval_log_prob_and_score(x: Tensor, x0: Tensor, sigma: Tensor, low: Bound
     return _evaluate(_both, x, x0, sigma, low, high)
 
 
+def interval_detail(x: Tensor, x0: Tensor, sigma: Tensor, low: Bound, high: Bound) -> tuple[Tensor, ...]:
+    """(reference, excess, score) with log p = reference + excess: the reference is −(x − x0)²/2σ² and a number that depends on σ
+    alone, the excess of order 1, for sums over many x0 that factor the Gaussian out."""
+    return _evaluate(_detail, x, x0, sigma, low, high)
+
+
 def half_line_log_prob(x: Tensor, x0: Tensor, sigma: Tensor, low: Bound) -> Tensor:
     """log p_σ(x | x0) on [low, ∞)."""
     return _log_prob(_half_line(x, x0, sigma, low))[0]
@@ -282,6 +295,16 @@ def half_line_log_prob(x: Tensor, x0: Tensor, sigma: Tensor, low: Bound) -> Tens
 def half_line_score(x: Tensor, x0: Tensor, sigma: Tensor, low: Bound) -> Tensor:
     """∂ₓ log p_σ(x | x0) on [low, ∞): (x0 tanh(x x0/σ²) − x)/σ² for low = 0, without its cancellations."""
     return _score(_half_line(x, x0, sigma, low))[0]
+
+
+def line_log_prob(x: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
+    """log N(x − x0; σ²)."""
+    return _gauss((x0 - x) * (_SQRT_2 / sigma), sigma)
+
+
+def line_score(x: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
+    """(x0 − x)/σ²."""
+    return (x0 - x) / sigma / sigma
 
 
 def half_line_log_prob_and_score(x: Tensor, x0: Tensor, sigma: Tensor, low: Bound) -> tuple[Tensor, ...]:

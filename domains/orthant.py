@@ -40,6 +40,9 @@ class Orthant(FoldedDomain, KernelDomain):
     def fold(self, u: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         return u.abs(), lambda v: torch.where(u < 0, -v, v)
 
+    def boundary_distance(self, x: Tensor) -> Tensor:
+        return x.flatten(x.dim() - len(self.event_shape)).amin(-1) if self.event_shape else x
+
     def damp(self, x: Tensor, vector: Tensor, width: Tensor) -> Tensor:
         return vector * (x / as_like(width, x)).clamp(0, 1)
 

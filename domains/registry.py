@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .domain import Domain
 from .euclidean import Euclidean
 from .hypercube import Hypercube
 from .orthant import Orthant
+from .product import Product
+from .simplex import Simplex
+from .torus import Torus
 
-DOMAINS: dict[str, type[Domain]] = {c.__name__: c for c in (Euclidean, Hypercube, Orthant)}
+DOMAINS: dict[str, type[Domain]] = {c.__name__: c for c in (Euclidean, Hypercube, Orthant, Torus, Simplex, Product)}
 
 
 def from_config(config: Mapping[str, Any], classes: Mapping[str, type], what: str) -> Any:
@@ -30,4 +33,6 @@ def from_config(config: Mapping[str, Any], classes: Mapping[str, type], what: st
 
 def domain_from_config(config: Mapping[str, Any]) -> Domain:
     """The inverse of ``domain.config()``."""
+    if config.get("type") == "Product" and isinstance(config.get("domains"), Sequence):
+        return Product(*(domain_from_config(part) for part in config["domains"]))
     return from_config(config, DOMAINS, "domain")

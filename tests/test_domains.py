@@ -127,8 +127,7 @@ def test_kernels_act_coordinate_by_coordinate(box: Hypercube, ratio: float) -> N
 REFUSALS = [
     (lambda: Hypercube((2,), 1.0, 1.0), ValueError, "got low = 1 and high = 1 .* expected low < high"),
     (lambda: Hypercube((2,), [0.0, 2.0], 1.0), ValueError, r"axis \(1,\)"),
-    (lambda: Hypercube((2,), 0.0, math.inf), ValueError, "not finite.*Orthant"),
-    (lambda: Hypercube((2,), math.nan, 1.0), ValueError, "not finite"),
+    (lambda: Hypercube((2,), math.nan, 1.0), ValueError, "got NaN"),
     (lambda: Hypercube((2,), [0.0, 0.0, 0.0], 1.0), ValueError, r"low: got shape \(3,\)"),
     (lambda: Hypercube(2), TypeError, r"write \(2,\)"),
     (lambda: Hypercube((0,)), ValueError, "sizes of at least 1"),

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..domains import Domain, FoldedDomain, KernelDomain
 from ..domains.domain import uniform_law
-from ..domains.tensors import event_sum
+from ..domains.registry import DOMAINS, domain_from_config
+from ..domains.tensors import event_sum, expand_right
 from .kernel_laws import kernel_laws
 from .laws import Report, require, require_close, require_equal, require_refused, run_laws
 
@@ -41,6 +42,8 @@ def check_domain(domain: Domain, *, points: Tensor | None = None, seed: int = 0,
         ("uniform law", uniform_draws),
         ("a sample does not depend on its batch", independent),
         ("float32 agrees with float64", precisions_agree),
+        ("distance from the walls", wall_distance),
+        ("damping acts along the normals", damping),
         ("bad states are refused", refusals),
         ("config rebuilds it", config_rebuilds),
     ]
@@ -71,6 +74,9 @@ class Bench:
 
     def norm(self, x: Tensor) -> Tensor:
         return event_sum(x**2, self.ndim).sqrt()
+
+    def distance(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.norm(self.domain.difference(x, y))
 
     def rounding(self, dtype: torch.dtype = torch.float64) -> float:
         """A few ulp of the largest numbers at hand."""
@@ -112,9 +118,9 @@ def project_lands_and_fixes(bench: Bench) -> None:
 
 def project_is_nearest(bench: Bench) -> None:
     """No point inside is nearer to u than project(u)."""
-    nearest = bench.norm(bench.anywhere - bench.domain.project(bench.anywhere))
+    nearest = bench.distance(bench.anywhere, bench.domain.project(bench.anywhere))
     for y in bench.all_inside:
-        other = bench.norm(bench.anywhere - y)
+        other = bench.distance(bench.anywhere, y)
         require(
             nearest <= other + bench.rounding(),
             f"a distance {float((nearest - other).max()):.3g} larger",
@@ -146,7 +152,7 @@ def reflect_contracts(bench: Bench) -> None:
     """A bounced path ends no farther from its start than the straight one."""
     for length in (0.2, 2.0):
         d = length * bench.size * bench.normals(bench.all_inside)
-        moved = bench.norm(bench.domain.reflect(bench.all_inside, d) - bench.all_inside)
+        moved = bench.distance(bench.domain.reflect(bench.all_inside, d), bench.all_inside)
         require(moved <= bench.norm(d) + bench.rounding(), "a bounced path longer than its displacement", "at most |d|")
 
 
@@ -191,13 +197,71 @@ def independent(bench: Bench) -> None:
 
 def precisions_agree(bench: Bench) -> None:
     """project and reflect in float32 are those in float64, up to float32 rounding of the input."""
-    x = bench.domain.project(bench.inside.float())
+    domain, u = bench.domain, bench.anywhere.float()
+    x = domain.project(bench.inside.float())
     d = 0.4 * bench.size * bench.normals(x)
     tolerance = bench.rounding(torch.float32)
-    u = bench.anywhere.float()
-    require_close(bench.domain.project(u).double(), bench.domain.project(u.double()), tolerance, "project in float32")
-    wide = bench.domain.reflect(bench.domain.project(x.double()), d.double())
-    require_close(bench.domain.reflect(x, d).double(), wide, tolerance, "reflect in float32")
+    wide = domain.reflect(domain.project(x.double()), d.double())
+    for name, narrow, exact in (
+        ("project", domain.project(u), domain.project(u.double())),
+        ("reflect", domain.reflect(x, d), wide),
+    ):
+        require_close(domain.difference(narrow.double(), exact), 0.0, tolerance, f"error of {name} in float32")
+
+
+def wall_distance(bench: Bench) -> str | None:
+    """A ball of radius boundary_distance fits in the domain; against the unit inward normal it reaches the wall."""
+    domain, x = bench.domain, bench.inside
+    try:
+        distance = domain.boundary_distance(x)
+    except NotImplementedError:
+        return "none given"
+    require(distance.shape == x.shape[:1], tuple(distance.shape), tuple(x.shape[:1]))
+    if bool(distance.isinf().all()):
+        return "no walls"
+    x, distance = x[distance > 1e-3 * bench.size], distance[distance > 1e-3 * bench.size]
+    normal, radius = domain.inward_normal(x), expand_right(distance, bench.ndim)
+    require_close(bench.norm(normal), 1.0, 1e-12, "length of the normal")
+    for _ in range(8):
+        way = bench.normals(x)
+        move = 0.999 * radius * way / expand_right(bench.norm(way), bench.ndim)
+        gap = domain.difference(domain.reflect(x, move), x + move)
+        require_close(gap, 0.0, bench.rounding(), "bounce within the distance of the nearest wall")
+    require(~domain.contains(x - 1.001 * radius * normal), "no wall against the normal", "a wall at that distance")
+    wall = domain.project(x - radius * normal)
+    require_close(domain.boundary_distance(wall), 0.0, bench.rounding(), "distance of wall points")
+    return None
+
+
+def damping(bench: Bench) -> str | None:
+    """damp leaves vectors beyond the layer as they are, lengthens none, kills the normal component at walls and scales it within."""
+    domain, x = bench.domain, bench.inside
+    try:
+        distance = domain.boundary_distance(x)
+        x, distance = x[distance > 1e-3 * bench.size], distance[distance > 1e-3 * bench.size]
+        v, normal = bench.normals(x), domain.inward_normal(x)
+        damped = domain.damp(x, v, torch.tensor(0.1 * bench.size, dtype=x.dtype))
+    except NotImplementedError:
+        return "none given"
+    require(damped.shape == v.shape and damped.dtype == v.dtype, tuple(damped.shape), tuple(v.shape))
+    require(bench.norm(damped) <= bench.norm(v) * (1 + 1e-12), "a longer vector", "at most |v|")
+    beyond = distance > 0.1 * bench.size
+    require_close(damped[beyond], v[beyond], 1e-12, "a vector beyond the layer")
+    if bool(distance.isinf().all()):
+        return "no walls"
+    before = event_sum(v * normal, bench.ndim)
+    for depth in (0.0, 0.3):
+        # on the way to the nearest wall, in a layer so thin that no other wall is in reach
+        thin = expand_right(1e-3 * distance, bench.ndim)
+        at = x - expand_right(distance, bench.ndim) * normal + depth * thin * normal
+        got = domain.damp(domain.project(at), v, thin)
+        after = event_sum(got * normal, bench.ndim)
+        where = f"at {depth:g} of the layer"
+        # distances of 1e-6 carry the rounding of coordinates
+        require_close(after, depth * before, 1e-8 * (1 + before.abs()), f"normal component {where}")
+        along = got - v - expand_right(after - before, bench.ndim) * normal
+        require_close(along, 0.0, 1e-8, f"change along the wall {where}")
+    return None
 
 
 def refusals(bench: Bench) -> None:
@@ -219,9 +283,14 @@ def config_rebuilds(bench: Bench) -> str | None:
         config = bench.domain.config()
     except NotImplementedError:
         return "none given"
-    arguments = dict(json.loads(json.dumps(config)))
-    require(arguments.pop("type") == type(bench.domain).__name__, config.get("type"), type(bench.domain).__name__)
-    require(type(bench.domain)(**arguments).config() == config, "another config after rebuilding", config)
+    config = json.loads(json.dumps(config))
+    if config["type"] in DOMAINS:
+        require(isinstance(bench.domain, DOMAINS[config["type"]]), config["type"], type(bench.domain).__name__)
+        again = domain_from_config(config)
+    else:
+        require(config["type"] == type(bench.domain).__name__, config["type"], type(bench.domain).__name__)
+        again = type(bench.domain)(**{k: v for k, v in config.items() if k != "type"})
+    require(type(again) is type(bench.domain) and again.config() == bench.domain.config(), again.config(), config)
     return None
 
 

@@ -1,7 +1,7 @@
 """The laws of Neumann heat kernels; see ``laws``.
 
-Integrals are Gauss–Legendre sums where the domain is a box of one or two dimensions (half-lines and lines are cut where the
-kernel is below 1e-16), and Monte Carlo with a bound of five standard errors elsewhere.
+Integrals are Gauss sums where ``quadrature`` knows a rule (boxes and triangles of one or two dimensions, disks), and Monte Carlo with
+a bound of five standard errors elsewhere.
 """
 
 from __future__ import annotations
@@ -11,16 +11,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ..domains import KernelDomain
+from ..domains import Domain, KernelDomain
 from ..domains.domain import uniform_law
 from ..domains.tensors import event_sum
 from .laws import require, require_close, require_equal, require_refused
+from .quadrature import quadrature
 
-_FAR = 1e7
 _RATIOS = (0.03, 0.15, 0.35, 0.45, 0.9, 2.0)  # σ in units of the width: every regime of the interval kernel
 
 
@@ -68,40 +67,13 @@ class KernelBench:
     def expand(self, sigma: Tensor) -> Tensor:
         return sigma.reshape(sigma.shape + (1,) * self.ndim)
 
-    def box(self) -> tuple[Tensor, Tensor] | None:
-        """Bounds ``[d]`` (infinite where open) if the domain is a box of at most two dimensions."""
-        if self.dim > 2:
-            return None
-        shape = self.domain.event_shape
-        low, high = (self.domain.project(torch.full((1, *shape), s * _FAR, dtype=torch.float64)) for s in (-1, 1))
-        choices = torch.cartesian_prod(*[torch.tensor([False, True])] * self.dim).reshape(-1, *shape)
-        corners = torch.where(choices, high, low)
-        if not bool(self.domain.contains(corners).all()):
-            return None
-        low, high = low.flatten(), high.flatten()
-        return torch.where(low <= -_FAR, -math.inf, low), torch.where(high >= _FAR, math.inf, high)
-
     def quadrature(self, x0: Tensor, sigma: float) -> tuple[Tensor, Tensor] | None:
         """Nodes ``[q, *event]`` and weights ``[q]`` that integrate kernels of width σ about x0 over the domain."""
-        bounds = self.box()
-        if bounds is None:
-            return None
-        axes = []
-        for low, high, centre in zip(*(v.tolist() for v in bounds), x0.flatten().tolist(), strict=True):
-            low, high = max(low, centre - 9 * sigma), min(high, centre + 9 * sigma)
-            panels = max(1, math.ceil((high - low) / (2 * sigma)))
-            ends = np.linspace(low, high, panels + 1)
-            t, w = np.polynomial.legendre.leggauss(16)
-            half = np.diff(ends)[:, None] / 2
-            axes.append((((ends[1:] + ends[:-1])[:, None] / 2 + half * t).ravel(), (half * w).ravel()))
-        nodes = np.stack([v.ravel() for v in np.meshgrid(*(a[0] for a in axes), indexing="ij")], -1)
-        weights = np.prod([v.ravel() for v in np.meshgrid(*(a[1] for a in axes), indexing="ij")], 0)
-        points = torch.tensor(nodes).reshape(-1, *self.domain.event_shape)
-        return self.domain.project(points), torch.tensor(weights)
+        return quadrature(self.domain, x0, sigma)
 
     def integrable(self) -> list[float]:
         """The noise levels at which :meth:`integral` is sharp: all by quadrature, wide kernels in few dimensions without."""
-        if self.box() is not None:
+        if self.domain.sigma_min == 0 and self.quadrature(self.x0[0], self.sigmas[-1]) is not None:
             return self.sigmas
         return self.sigmas[2:] if self.domain.bounded and self.dim <= 5 else []
 
@@ -114,6 +86,14 @@ class KernelBench:
         law = uniform_law(self.domain, torch.float64)
         values = f(law.sample((20_000,), generator=self.generator())) * law.entropy().exp()  # type: ignore[call-arg]
         return float(values.mean()), 5 * float(values.std()) / math.sqrt(len(values)) + 1e-9
+
+
+def has_no_walls(domain: Domain, inside: Tensor) -> bool:
+    """Whether no point has a wall at a finite distance; domains that do not tell distances are taken to have walls."""
+    try:
+        return bool(domain.boundary_distance(inside).isinf().all())
+    except NotImplementedError:
+        return False
 
 
 def shapes(bench: KernelBench) -> None:
@@ -198,11 +178,11 @@ def score_is_gradient(bench: KernelBench) -> None:
 
 def no_flux(bench: KernelBench) -> None:
     """The score at a wall has no component along the normal: project(u) is the wall point, u − project(u) the normal."""
-    if not bench.domain.bounded and bool(bench.domain.contains(-_FAR * torch.ones_like(bench.x0)).all()):
+    if has_no_walls(bench.domain, bench.inside):
         return
     u = 4 * bench.inside - 3 * bench.inside.roll(1, 0) - (0.0 if bench.domain.bounded else 3.0)
     wall = bench.domain.project(u)
-    normal = u - wall
+    normal = bench.domain.difference(u, wall)
     length = event_sum(normal**2, bench.ndim).sqrt()
     # projection can land on an edge, where every normal in the cone qualifies; a score without flux is orthogonal to all
     for sigma in bench.sigmas:
@@ -227,8 +207,8 @@ def samples(bench: KernelBench) -> None:
                 continue
             density = bench.domain.heat_kernel(x0[i], sigma).log_prob(rule[0]).exp() * rule[1]
             for power in (1, 2):
-                values = (draws[:, i] - x0[i]) ** power
-                want = (bench.expand(density) * (rule[0] - x0[i]) ** power).sum(0)
+                values = bench.domain.difference(draws[:, i], x0[i]) ** power
+                want = (bench.expand(density) * bench.domain.difference(rule[0], x0[i]) ** power).sum(0)
                 error = 5 * values.std(0) / math.sqrt(len(values))
                 require_close(values.mean(0), want, error, f"moment {power} of samples at sigma = {sigma:.4g}")
 
@@ -270,7 +250,7 @@ def independent(bench: KernelBench) -> None:
 
 def gaussian_limit(bench: KernelBench) -> str | None:
     """Farther than 10σ from all walls the kernel is N(x0, σ²): this fixes the clock, which the other laws leave open."""
-    sigma = bench.sigmas[0] / 10
+    sigma = max(bench.sigmas[0] / 10, bench.domain.sigma_min)
     axes = 10 * math.sqrt(bench.dim) * sigma * torch.eye(bench.dim, dtype=torch.float64)
     around = torch.cat([axes, -axes]).reshape(-1, *bench.domain.event_shape)
     # a convex set that holds these points holds the ball of radius 10σ
