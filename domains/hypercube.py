@@ -49,6 +49,11 @@ class Hypercube(FoldedDomain, KernelDomain):
         walls = np.concatenate([self._low.ravel(), self._high.ravel()])
         self._closed = bool(np.isfinite(walls).all())
         self.is_cone = bool(((walls == 0) | np.isinf(walls)).all())
+        finite = [np.isfinite(np.broadcast_to(v, self.event_shape)).ravel() for v in (self._low, self._high)]
+        #: the flat indices of the axes by (low is finite, high is finite)
+        self._axes = {
+            kind: torch.from_numpy(np.flatnonzero((finite[0] == kind[0]) & (finite[1] == kind[1]))) for kind in _KINDS
+        }
 
     def __repr__(self) -> str:
         low, high = (f"{v:g}" if v.ndim == 0 else f"array of {v.size}" for v in (self._low, self._high))
@@ -65,11 +70,6 @@ class Hypercube(FoldedDomain, KernelDomain):
     @property
     def bounded(self) -> bool:
         return self._closed
-
-    def axes(self, low: bool, high: bool) -> Tensor:
-        """The flat indices of the axes whose low and high bounds are finite or not, as asked."""
-        finite = [np.isfinite(np.broadcast_to(v, self.event_shape)).ravel() for v in (self._low, self._high)]
-        return torch.from_numpy(np.flatnonzero((finite[0] == low) & (finite[1] == high)))
 
     def bounds(self, x: Tensor) -> tuple[float | Tensor, float | Tensor]:
         """(low, high) to compute with next to ``x``: floats where all axes agree, tensors of x's dtype and device otherwise."""
@@ -177,9 +177,8 @@ class BoxKernel(HeatKernel):
         low, high = self.domain.bounds(x)
         if self.domain.bounded:
             return (interval_log_prob, interval_score)[which](x, self.x0, self._sigma, low, high)
-        return _by_kind(
-            which, *torch.broadcast_tensors(x, self.x0, self._sigma, as_like(low, x), as_like(high, x)), self.domain
-        )
+        arguments = torch.broadcast_tensors(x, self.x0, self._sigma, as_like(low, x), as_like(high, x))
+        return _by_kind(which, self.domain, arguments)
 
 
 def _interval(which: int, x: Tensor, x0: Tensor, sigma: Tensor, low: Tensor, high: Tensor) -> Tensor:
@@ -202,17 +201,17 @@ def _line(which: int, x: Tensor, x0: Tensor, sigma: Tensor, low: Tensor, high: T
 _KINDS = {(True, True): _interval, (True, False): _above, (False, True): _below, (False, False): _line}
 
 
-def _by_kind(which: int, x: Tensor, x0: Tensor, sigma: Tensor, low: Tensor, high: Tensor, domain: Hypercube) -> Tensor:
-    """Each axis by the kernel of its kind; the arguments have one shape."""
+def _by_kind(which: int, domain: Hypercube, arguments: Sequence[Tensor]) -> Tensor:
+    """Each axis by the kernel of its kind; the arguments (x, x0, sigma, low, high) have one shape."""
     ndim = len(domain.event_shape)
-    flat = [v.flatten(v.dim() - ndim) if ndim else v.unsqueeze(-1) for v in (x, x0, sigma, low, high)]
+    flat = [v.flatten(v.dim() - ndim) if ndim else v.unsqueeze(-1) for v in arguments]
     parts, places = [], []
     for kind, function in _KINDS.items():
-        axes = domain.axes(*kind).to(x.device)
+        axes = domain._axes[kind].to(flat[0].device)
         if len(axes):
             parts.append(function(which, *(v.index_select(-1, axes) for v in flat)))
             places.append(axes)
-    return torch.cat(parts, -1).index_select(-1, torch.cat(places).argsort()).reshape(x.shape)
+    return torch.cat(parts, -1).index_select(-1, torch.cat(places).argsort()).reshape(arguments[0].shape)
 
 
 def _fold_open(u: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:

@@ -78,10 +78,12 @@ def _both(parts: _Parts) -> tuple[Tensor, ...]:
 
 def _detail(parts: _Parts) -> tuple[Tensor, ...]:
     missing = parts.missing()
-    return (parts.offset() + missing, parts.mass.log() - missing, *_score(parts))  # type: ignore[return-value]
+    reference = torch.as_tensor(parts.offset() + missing, dtype=parts.mass.dtype, device=parts.mass.device)
+    return (reference, parts.mass.log() - missing, *_score(parts))
 
 
 _Finish = Callable[[_Parts], tuple[Tensor, ...]]
+_OUTPUTS: dict[_Finish, int] = {_score: 1, _log_prob: 1, _both: 2, _detail: 3}
 
 
 def _log(value: Bound) -> Bound:
@@ -234,7 +236,7 @@ def _split(finish: _Finish, x: Tensor, x0: Tensor, sigma: Tensor, low: Bound, hi
     x, x0 = (v.expand(shape).reshape(rows, columns) for v in (x, x0))
     low, high = (v.expand(shape).reshape(rows, columns) if isinstance(v, Tensor) else v for v in (low, high))
     sigma = sigma[(None,) * (len(shape) - sigma.dim())].expand(row_shape).reshape(rows, 1)
-    out = tuple(x.new_empty((rows, columns)) for _ in range({_both: 2, _detail: 3}.get(finish, 1)))
+    out = tuple(x.new_empty((rows, columns)) for _ in range(_OUTPUTS[finish]))
     table = _table(x.dtype)
     # σ = NaN lands in the last regime and stays NaN
     place = torch.bucketize(ratio, ratio.new_tensor([regime.below for regime in table[:-1]]), right=True)

@@ -10,6 +10,7 @@ which gives the mean of any :math:`s_{ij}` over the posterior of the column that
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from itertools import combinations
 from typing import NamedTuple
@@ -23,7 +24,7 @@ from .tensors import event_sum
 MAX_ROWS = 12
 
 
-class _Layer(NamedTuple):
+class Layer(NamedTuple):
     """The subsets of size m, in lexicographic order: their ``members``, ``[count, m]``, and where the subset without each of
     them stands in the layer below; the columns ``missing`` from them, ``[count, n − m]``, and the subset ``above`` with each."""
 
@@ -32,14 +33,18 @@ class _Layer(NamedTuple):
     missing: Tensor
     above: Tensor
 
+    def to(self, device: torch.device) -> Layer:
+        return Layer(*(table.to(device) for table in self))
+
 
 @cache
-def _layers(n: int, device: torch.device) -> tuple[_Layer, ...]:
+def subset_layers(n: int) -> tuple[Layer, ...]:
+    """The tables of sizes 0 … n, on the CPU. They are looked up before code is compiled and handed to the functions below."""
     subsets = [list(combinations(range(n), m)) for m in range(n + 1)]
     places = [{s: i for i, s in enumerate(layer)} for layer in subsets]
 
     def table(rows: list[list[int]], width: int) -> Tensor:
-        return torch.tensor(rows, dtype=torch.long, device=device).reshape(len(rows), width)
+        return torch.tensor(rows, dtype=torch.long).reshape(len(rows), width)
 
     layers = []
     for m, layer in enumerate(subsets):
@@ -47,7 +52,7 @@ def _layers(n: int, device: torch.device) -> tuple[_Layer, ...]:
         below = [[places[m - 1][tuple(v for v in s if v != j)] for j in s] for s in layer]
         above = [[places[m + 1][tuple(sorted((*s, j)))] for j in rest] for s, rest in zip(layer, missing, strict=True)]
         layers.append(
-            _Layer(table([list(s) for s in layer], m), table(below, m), table(missing, n - m), table(above, n - m))
+            Layer(table([list(s) for s in layer], m), table(below, m), table(missing, n - m), table(above, n - m))
         )
     return tuple(layers)
 
@@ -60,24 +65,23 @@ def _gather(values: Tensor, columns: Tensor, weights: Tensor, places: Tensor) ->
     return total
 
 
-def _prefixes(w: Tensor) -> list[Tensor]:
+def _prefixes(w: Tensor, layers: Sequence[Layer]) -> list[Tensor]:
     """F_0, …, F_n, each ``[*batch, subsets of that size]``."""
-    n = w.shape[-1]
     sums = [torch.ones_like(w[..., 0, :1])]
-    for m, layer in enumerate(_layers(n, w.device)[1:]):
+    for m, layer in enumerate(layers[1:]):
         sums.append(_gather(w[..., m, :], layer.members, sums[-1], layer.below))
     return sums
 
 
-def permanent(w: Tensor) -> Tensor:
-    """perm w for w ≥ 0 ``[*batch, n, n]``, n ≤ MAX_ROWS: ``[*batch]``."""
-    return _prefixes(w)[-1][..., 0]
+def permanent(w: Tensor, layers: Sequence[Layer]) -> Tensor:
+    """perm w for w ≥ 0 ``[*batch, n, n]``, n ≤ MAX_ROWS: ``[*batch]``; ``layers`` is ``subset_layers(n)``."""
+    return _prefixes(w, [layer.to(w.device) for layer in layers])[-1][..., 0]
 
 
-def permanent_and_row_means(w: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+def permanent_and_row_means(w: Tensor, s: Tensor, layers: Sequence[Layer]) -> tuple[Tensor, Tensor]:
     """(perm w ``[*batch]``, the posterior means of s_ij over the column j that row i takes ``[*batch, n]``)."""
-    n = w.shape[-1]
-    layers, first = _layers(n, w.device), _prefixes(w)
+    layers = [layer.to(w.device) for layer in layers]
+    n, first = w.shape[-1], _prefixes(w, layers)
     weighted = w * s
     last = torch.ones_like(first[-1])
     rows = []

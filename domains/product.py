@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from .domain import Domain, FoldedDomain, HeatKernel, KernelDomain, Uniform, uniform_law
-from .tensors import check_event
+from .tensors import as_like, check_event
 
 
 class Product(Domain):
@@ -185,16 +185,16 @@ class ProductKernel(HeatKernel):
         sigma: float | Tensor | Sequence[float | Tensor],
         validate_args: bool | None = None,
     ):
+        sigmas: Sequence[float | Tensor] = [sigma] * len(domain.domains)  # type: ignore[list-item]
         if isinstance(sigma, (tuple, list)):
             if len(sigma) != len(domain.domains):
                 raise ValueError(
                     f"sigma: got {len(sigma)} values, expected one or {len(domain.domains)}, one for each part"
                 )
-            sigmas = [torch.as_tensor(s, dtype=x0.dtype, device=x0.device) for s in sigma]
-            shape = torch.broadcast_shapes(*(s.shape for s in sigmas))
-        else:
-            sigmas, shape = [sigma] * len(domain.domains), None
-        super().__init__(domain, x0, sigma if shape is None else sigmas[0].expand(shape), validate_args)
+            sigmas = [as_like(s, x0) for s in sigma]
+        # the parts check their own; the first stands for all where one is asked for
+        widest = torch.broadcast_shapes(*(as_like(s, x0).shape for s in sigmas))
+        super().__init__(domain, x0, as_like(sigmas[0], x0).expand(widest), validate_args)
         build = "heat_kernel" if validate_args is not False else "unchecked_kernel"
         parts = zip(domain.domains, domain.split(x0), sigmas, strict=True)
         self.parts = [getattr(d, build)(part, s) for d, part, s in parts]

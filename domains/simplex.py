@@ -30,7 +30,7 @@ from torch.distributions import Distribution
 
 from .domain import FoldedDomain, HeatKernel, KernelDomain, Uniform
 from .interval import interval_detail, interval_score
-from .permanent import MAX_ROWS, permanent, permanent_and_row_means
+from .permanent import MAX_ROWS, permanent, permanent_and_row_means, subset_layers
 from .probabilities import check_probabilities
 from .tensors import as_like, check_shape, event_sum, values_are_readable
 
@@ -53,6 +53,8 @@ class Simplex(FoldedDomain, KernelDomain):
         self.categories = check_categories("Simplex", categories)
         self.shape = check_shape(shape, "shape")
         self.event_shape = (*self.shape, self.categories - 1)
+        #: tables of the permanent, () where there are too many categories for it
+        self._layers = subset_layers(self.categories - 1) if self.categories - 1 <= MAX_ROWS else ()
 
     def __repr__(self) -> str:
         return f"Simplex({self.categories}{f', {self.shape}' if self.shape else ''})"
@@ -149,15 +151,15 @@ class SimplexKernel(HeatKernel):
 
     def _log_prob(self, x: Tensor) -> Tensor:
         reference, weights, _ = self._matrices(x)
-        return self._total(reference, permanent(weights))
+        return self._total(reference, permanent(weights, self.domain._layers))
 
     def _score(self, x: Tensor) -> Tensor:
         _, weights, scores = self._matrices(x)
-        return permanent_and_row_means(weights, scores)[1]
+        return permanent_and_row_means(weights, scores, self.domain._layers)[1]
 
     def log_prob_and_score(self, x: Tensor) -> tuple[Tensor, Tensor]:
         reference, weights, scores = self._matrices(x)
-        total, means = permanent_and_row_means(weights, scores)
+        total, means = permanent_and_row_means(weights, scores, self.domain._layers)
         return self._total(reference, total), means
 
     def _total(self, reference: Tensor, total: Tensor) -> Tensor:
@@ -165,7 +167,7 @@ class SimplexKernel(HeatKernel):
 
     def _matrices(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(log weight of the sorted matching ``[…, n]``, relative weights ``[…, n, n]``, interval scores ``[…, n, n]``)."""
-        if self.domain.categories - 1 > MAX_ROWS:
+        if not self.domain._layers:
             raise ValueError(
                 f"log_prob and score: got {self.domain.categories} categories, expected at most {MAX_ROWS + 1}, for their time "
                 "doubles with each; train with sample_with_target, which is exact at any size"

@@ -2,14 +2,14 @@ r"""The forward diffusion: heat flow on a domain, run on a clock, :math:`x_t = s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.distributions import Distribution, constraints
 
-from ..domains import Domain, HeatKernel, KernelDomain
+from ..domains import Domain, HeatKernel, KernelDomain, Product
 from ..domains.domain import uniform_law
 from ..domains.tensors import check_positive, expand_right, per_batch
 from .equations import Field, ForwardSDE, ProbabilityFlow, ReverseSDE
@@ -30,17 +30,28 @@ class Diffusion:
 
     Args:
         domain: where states live.
-        schedule: the clock; takes the defaults that suit the domain (``schedule.on(domain)``).
+        schedule: the clock; takes the defaults that suit the domain (``schedule.on(domain)``). On a :class:`~carom.domains.Product`
+            also a sequence of schedules, one for each part, all run over the same t. The first is then the clock that grids,
+            levels and σ speak of; see ``parts``.
 
+    ``parts`` holds the diffusions of the parts where each has a schedule of its own, and is () otherwise.
     Raises ``ValueError`` for a schedule whose scale is not 1 on a domain that scaling does not preserve.
     """
 
-    def __init__(self, domain: Domain, schedule: Schedule):
+    parts: tuple[Diffusion, ...]
+
+    def __init__(self, domain: Domain, schedule: Schedule | Sequence[Schedule]):
         if not isinstance(domain, Domain):
             raise TypeError(f"domain: got {type(domain).__name__}, expected a Domain, e.g. Hypercube((1, 8, 8))")
+        self.domain, self.parts = domain, ()
+        self.schedule: Schedule
+        if isinstance(schedule, (tuple, list)):
+            self.parts = _parts(domain, schedule)
+            self.schedule = self.parts[0].schedule
+            return
         if not isinstance(schedule, Schedule):
             raise TypeError(f"schedule: got {type(schedule).__name__}, expected a Schedule, e.g. VE()")
-        self.domain, self.schedule = domain, schedule.on(domain)
+        self.schedule = schedule.on(domain)
         scale = self.schedule.scale(torch.linspace(0, self.schedule.t_max, 17, dtype=torch.float64))
         if not domain.is_cone and not bool((scale == 1).all()):
             raise ValueError(
@@ -49,11 +60,30 @@ class Diffusion:
             )
 
     def __repr__(self) -> str:
-        return f"Diffusion({self.domain!r}, {self.schedule!r})"
+        schedules = tuple(part.schedule for part in self.parts)
+        return f"Diffusion({self.domain!r}, {schedules or self.schedule!r})"
 
     def config(self) -> dict[str, Any]:
         """What ``process_from_config`` rebuilds it from."""
-        return {"domain": self.domain.config(), "schedule": self.schedule.config()}
+        schedules = [part.schedule.config() for part in self.parts]
+        return {"domain": self.domain.config(), "schedule": schedules or self.schedule.config()}
+
+    def event_level(self, t: Tensor) -> Level:
+        """The level as it meets states: t ``[*batch]``, values in broadcast form ``[*batch, 1, …, 1]``, or ``[*batch, n]``
+        where each part has its own."""
+        if not self.parts:
+            t = expand_right(t, len(self.domain.event_shape))
+            sigma = self.schedule.sigma(t)
+            return Level(t, self.schedule.scale(t), sigma, -sigma.log())
+        sigma = self._beside([part.schedule.sigma(t) for part in self.parts])
+        return Level(
+            t.unsqueeze(-1), self._beside([part.schedule.scale(t) for part in self.parts]), sigma, -sigma.log()
+        )
+
+    def _beside(self, values: Sequence[Tensor]) -> Tensor:
+        """Values of the parts ``[*batch]`` next to states: ``[*batch, n]``."""
+        sizes = torch.tensor(self.domain.sizes, device=values[0].device)  # type: ignore[attr-defined]
+        return torch.stack(tuple(values), -1).repeat_interleave(sizes, -1)
 
     def level(self, t: Any = None, *, sigma: Any = None) -> Level:
         """The level at times ``t`` or at noise levels ``sigma`` (numbers, lists or tensors): float64, whole grids at once."""
@@ -86,16 +116,24 @@ class Diffusion:
             )
         t = per_batch(t, x0, len(self.domain.event_shape), "t")
         check_positive(t, "t")
-        scale = self.schedule.scale(t)
-        if self.domain.is_cone:
-            x0 = scale.reshape(scale.shape + (1,) * len(self.domain.event_shape)) * x0
-        return self.domain.heat_kernel(x0, self.schedule.std(t))
+        return self._kernel(self.domain.heat_kernel, x0, t)
+
+    def unchecked_transition(self, x0: Tensor, t: Tensor) -> HeatKernel:
+        """The same for loops over values that were checked before; t broadcasts over the batch."""
+        return self._kernel(self.domain.unchecked_kernel, x0, t)  # type: ignore[attr-defined]
+
+    def _kernel(self, build: Callable[..., HeatKernel], x0: Tensor, t: Tensor) -> HeatKernel:
+        if self.domain.is_cone or self.parts:
+            x0 = self.event_level(t).scale * x0
+        return build(x0, [part.schedule.std(t) for part in self.parts] or self.schedule.std(t))
 
     def prior(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Distribution:
         """The law from which generation starts at t_max: uniform on a bounded domain, the heat kernel from 0 elsewhere
         (N(0, I) for variance-preserving schedules)."""
         if self.domain.bounded:
             return uniform_law(self.domain, dtype)
+        if self.parts:
+            return _Joint(self.domain, [part.prior(dtype, device) for part in self.parts])  # type: ignore[arg-type]
         if not isinstance(self.domain, KernelDomain):
             raise TypeError(
                 f"prior: {self.domain!r} has neither a uniform law nor a heat kernel to start from; pass initial= to sample"
@@ -114,6 +152,40 @@ class Diffusion:
     def flow(self, score: Field) -> ProbabilityFlow:
         """The probability flow ODE with this score."""
         return ProbabilityFlow(self, score)
+
+
+def _parts(domain: Domain, schedules: Sequence[Schedule]) -> tuple[Diffusion, ...]:
+    if not isinstance(domain, Product) or len(schedules) != len(domain.domains):
+        count = len(domain.domains) if isinstance(domain, Product) else 1
+        raise ValueError(
+            f"Diffusion: got {len(schedules)} schedules on {domain!r}, expected "
+            + (f"{count}, one for each part, or a single one" if count > 1 else "a single one; parts make a Product")
+        )
+    parts = tuple(Diffusion(d, s) for d, s in zip(domain.domains, schedules, strict=True))
+    if len({part.schedule.t_max for part in parts}) > 1:
+        ends = ", ".join(f"{part.schedule.t_max:g}" for part in parts)
+        raise ValueError(
+            f"Diffusion: got schedules that end at t = {ends}, expected one end, for the parts share their time"
+        )
+    return parts
+
+
+class _Joint(Distribution):
+    """Independent laws of the parts of a product, joined; what a prior needs of a law."""
+
+    arg_constraints = {}
+    support = constraints.real
+
+    def __init__(self, domain: Product, laws: Sequence[Distribution]):
+        self.domain, self.laws = domain, laws
+        super().__init__(torch.Size(), torch.Size(domain.event_shape), validate_args=False)
+
+    def sample(self, sample_shape: Sequence[int] = (), *, generator: torch.Generator | None = None) -> Tensor:
+        return self.domain.join(*(law.sample(sample_shape, generator=generator) for law in self.laws))  # type: ignore[arg-type, call-arg]
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        parts = zip(self.laws, self.domain.split(x), strict=True)
+        return torch.stack([law.log_prob(part) for law, part in parts], -1).sum(-1)
 
 
 def data_form(level: Level) -> tuple[Tensor, Tensor]:

@@ -21,6 +21,7 @@ from ..domains.tensors import as_like
 
 if TYPE_CHECKING:
     from .diffusion import Diffusion
+    from .schedule import Schedule
 
 Field = Callable[..., Tensor]
 Coefficient = float | Tensor
@@ -107,6 +108,14 @@ def _tensors(t: Coefficient, function: Callable[[Tensor], tuple[Tensor, ...]]) -
     return tuple(values) if isinstance(t, Tensor) else tuple(float(v) for v in values)  # type: ignore[return-value]
 
 
+def _plain(t: Coefficient, stochastic: bool) -> tuple[Any, Any, Any]:
+    """a = 0, b = 1, c = 1 (0 without noise): all is in the field and in the spread."""
+    noise = float(stochastic)
+    if isinstance(t, Tensor):
+        return torch.zeros_like(t), torch.ones_like(t), torch.full_like(t, noise)
+    return 0.0, 1.0, noise
+
+
 class _General(Equation):
     """dx = drift dt + …: a = 0, b = 1, c = 1 (0 for an ODE)."""
 
@@ -120,10 +129,7 @@ class _General(Equation):
         self.drift, self.domain = drift, domain
 
     def coefficients(self, t: Coefficient) -> tuple[Any, Any, Any]:
-        noise = float(self.stochastic)
-        if isinstance(t, Tensor):
-            return torch.zeros_like(t), torch.ones_like(t), torch.full_like(t, noise)
-        return 0.0, 1.0, noise
+        return _plain(t, self.stochastic)
 
     def _field(self, x: Tensor, t: Tensor) -> Tensor:
         return self.drift(x, t, **self.condition)
@@ -192,8 +198,34 @@ class _OfProcess(Equation):
             )
         self.process, self.score, self.domain = process, score, process.domain
 
+    @abstractmethod
+    def _triple(self, schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(a, b, c) under one schedule."""
+
+    def coefficients(self, t: Coefficient) -> tuple[Any, Any, Any]:
+        if self.process.parts:
+            # parts with clocks of their own: the numbers move into the field and into the noise
+            return _plain(t, self.stochastic)
+        return _tensors(t, lambda u: self._triple(self.process.schedule, u))
+
     def _field(self, x: Tensor, t: Tensor) -> Tensor:
+        value = self._value(x, t)
+        if not self.process.parts:
+            return value
+        a, b, _ = self._by_part(t)
+        return a * x + b * value
+
+    def _value(self, x: Tensor, t: Tensor) -> Tensor:
         return self.score(x, t, **self.condition)  # type: ignore[misc]
+
+    def spread(self, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        return self._by_part(t)[2] * noise if self.process.parts else noise
+
+    def _by_part(self, t: Tensor) -> tuple[Tensor, ...]:
+        """(a, b, c) coordinate by coordinate; t 0-d or ``[*batch, 1]``."""
+        at = t.squeeze(-1) if t.dim() else t
+        triples = [self._triple(part.schedule, at) for part in self.process.parts]
+        return tuple(self.process._beside(values) for values in zip(*triples, strict=True))
 
     def rows(self, index: Tensor) -> Equation | None:
         restrict = getattr(self.score, "rows", None)
@@ -213,11 +245,10 @@ class ForwardSDE(_OfProcess):
     stochastic = True
     direction = 1
 
-    def coefficients(self, t: Coefficient) -> tuple[Any, Any, Any]:
-        schedule = self.process.schedule
-        return _tensors(t, lambda u: (schedule.drift_rate(u), torch.zeros_like(u), schedule.diffusion(u)))
+    def _triple(self, schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return schedule.drift_rate(t), torch.zeros_like(t), schedule.diffusion(t)
 
-    def _field(self, x: Tensor, t: Tensor) -> Tensor:
+    def _value(self, x: Tensor, t: Tensor) -> Tensor:
         return torch.zeros_like(x)
 
 
@@ -240,15 +271,11 @@ class ReverseSDE(_OfProcess):
             )
         self.stochasticity = stochasticity
 
-    def coefficients(self, t: Coefficient) -> tuple[Any, Any, Any]:
-        def triple(u: Tensor) -> tuple[Tensor, ...]:
-            schedule = self.process.schedule
-            eta = self.stochasticity(u) if callable(self.stochasticity) else self.stochasticity
-            eta = torch.as_tensor(eta, dtype=u.dtype, device=u.device).expand_as(u)
-            g = schedule.diffusion(u)
-            return schedule.drift_rate(u), -0.5 * (1 + eta) * g * g, eta.sqrt() * g
-
-        return _tensors(t, triple)
+    def _triple(self, schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        eta = self.stochasticity(t) if callable(self.stochasticity) else self.stochasticity
+        eta = torch.as_tensor(eta, dtype=t.dtype, device=t.device).expand_as(t)
+        g = schedule.diffusion(t)
+        return schedule.drift_rate(t), -0.5 * (1 + eta) * g * g, eta.sqrt() * g
 
 
 class ProbabilityFlow(_OfProcess):
@@ -256,6 +283,5 @@ class ProbabilityFlow(_OfProcess):
 
     stochastic = False
 
-    def coefficients(self, t: Coefficient) -> tuple[Any, Any, Any]:
-        schedule = self.process.schedule
-        return _tensors(t, lambda u: (schedule.drift_rate(u), -0.5 * schedule.diffusion(u) ** 2, torch.zeros_like(u)))
+    def _triple(self, schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return schedule.drift_rate(t), -0.5 * schedule.diffusion(t) ** 2, torch.zeros_like(t)

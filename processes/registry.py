@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..domains.registry import domain_from_config, from_config
@@ -22,4 +22,7 @@ def process_from_config(config: Mapping[str, Any]) -> Diffusion:
     """The inverse of ``process.config()``."""
     if set(config) != {"domain", "schedule"}:
         raise ValueError(f"process: got keys {sorted(config)}, expected 'domain' and 'schedule'")
-    return Diffusion(domain_from_config(config["domain"]), schedule_from_config(config["schedule"]))
+    schedule = config["schedule"]
+    if isinstance(schedule, Sequence):
+        return Diffusion(domain_from_config(config["domain"]), [schedule_from_config(part) for part in schedule])
+    return Diffusion(domain_from_config(config["domain"]), schedule_from_config(schedule))

@@ -92,9 +92,8 @@ class EmpiricalScore:
             return part.data / expand_right(part.mass, ndim)
 
         data = self._over_blocks(x, t, block).reshape(x.shape)
-        level = expand_right(per_batch(t, x, len(self.domain.event_shape), "t"), len(self.domain.event_shape))
-        schedule = self.process.schedule
-        return data, (x - schedule.scale(level) * data) / schedule.std(level)
+        level = self.process.event_level(per_batch(t, x, len(self.domain.event_shape), "t"))
+        return data, (x - level.scale * data) / (level.scale * level.sigma)
 
     def rows(self, index: Tensor) -> EmpiricalScore:
         return self
@@ -105,23 +104,20 @@ class EmpiricalScore:
         batch = x.shape[: x.dim() - ndim]
         flat = x.reshape(math.prod(batch), *self.domain.event_shape)
         level = per_batch(t, x, ndim, "t").expand(batch).reshape(math.prod(batch))
-        scale, std = self.process.schedule.scale(level), self.process.schedule.std(level)
         dim = math.prod(self.domain.event_shape)
         points = max(1, _DATA_BLOCK // dim)
         states = max(1, _BLOCK // (points * dim))
         out = [
-            finish(self._sums(flat[i : i + states], scale[i : i + states], std[i : i + states], points), ndim)
+            finish(self._sums(flat[i : i + states], level[i : i + states], points), ndim)
             for i in range(0, max(len(flat), 1), states)
         ]
         return torch.cat(out)
 
-    def _sums(self, x: Tensor, scale: Tensor, std: Tensor, points: int) -> _Sums:
-        ndim = len(self.domain.event_shape)
+    def _sums(self, x: Tensor, t: Tensor, points: int) -> _Sums:
         zero = torch.zeros_like(x)
-        sums = _Sums(torch.full_like(scale, -math.inf), torch.zeros_like(scale), zero, zero)
+        sums = _Sums(torch.full_like(t, -math.inf), torch.zeros_like(t), zero, zero)
         for data in self._data(points, x):
-            centre = expand_right(scale, ndim + 1) * data if self.domain.is_cone else data[None]
-            kernel = self.domain.unchecked_kernel(centre, std[:, None])
+            kernel = self.process.unchecked_transition(data[None], t[:, None])
             log_prob, score = kernel.log_prob_and_score(x[:, None])
             sums = sums.add(log_prob, score, data)
         return sums

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..domains import Euclidean, FoldedDomain
-from ..domains.tensors import event_sum
+from ..domains.tensors import as_like, event_sum
 from ..processes import Diffusion, Equation, Wall, data_form
 from ..processes.equations import Field
 from .bookkeeping import Info, Keeper
@@ -211,12 +211,12 @@ def _recipe(seed: Seed, noise: Noise | None) -> Noise:
 
 def _denoise(process: Diffusion, equation: Equation, solution: Solution, t: float, step: int) -> Solution:
     x, domain, score = solution.x, process.domain, equation.score  # type: ignore[attr-defined]
-    level = process.level(t)
     now = torch.tensor(t, dtype=x.dtype, device=x.device)
     if hasattr(score, "prediction"):
         result = domain.project(score.prediction(x, now, **equation.condition)[0])
     else:
-        p, q = (float(v) for v in data_form(level))
+        level = process.event_level(torch.tensor(t, dtype=torch.float64))
+        p, q = (as_like(v, x) for v in data_form(level))
         result = domain.reflect(p * x, q * equation.field(x, now))
     bad = ~event_sum(result, len(domain.event_shape)).isfinite() & solution.ok
     return replace(

@@ -1,6 +1,8 @@
 """Domains: the laws over everything hypothesis can build, closed forms of folding, and what is refused."""
 
+import copy
 import math
+import pickle
 import re
 
 import pytest
@@ -8,7 +10,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from carom.domains import Domain, Euclidean, Hypercube, KernelDomain, Orthant, domain_from_config
+from carom.domains import (
+    Domain,
+    Euclidean,
+    FoldedDomain,
+    Hypercube,
+    KernelDomain,
+    Orthant,
+    Product,
+    Simplex,
+    Torus,
+    domain_from_config,
+)
+from carom.domains.domain import Uniform
 from carom.validation import LawError, check_domain
 from carom.validation import strategies as some
 
@@ -28,6 +42,17 @@ def f64(*values: float) -> torch.Tensor:
         Hypercube((3,), [-1.0, 0.0, 2.0], [1.0, 0.5, 7.0]),
         Hypercube((2,), 0.0, [1.0, 3.0]),  # one bound for all axes, the other per axis
         Hypercube((2,), [-3.0, -1.0], 2.0),
+        Hypercube((2,), [0.0, -math.inf], [1.0, 2.0]),  # an interval and a half-line open below
+        Hypercube((2, 2), [[0.0, -1.0], [-math.inf, -math.inf]], [[math.inf, 2.0], [3.0, math.inf]]),
+        Torus((1,)),
+        Torus((2,), [1.0, 2 * math.pi]),
+        Simplex(2),
+        Simplex(3),
+        Simplex(5),
+        Simplex(3, (2,)),
+        Product(Hypercube((1, 2)), Simplex(3)),
+        Product(Orthant((1,)), Euclidean((1,))),
+        Product(Torus((1,)), Hypercube((1,), 0.0, math.inf)),
     ],
     ids=repr,
 )
@@ -69,6 +94,101 @@ def test_back_flips_exactly_the_folded_axes() -> None:
     assert back(f64(2.0, 3.0)).tolist() == [-2.0, 3.0]
     _, back = domain.fold(f64(2.4, 1.5))  # twice folded, once folded
     assert back(f64(2.0, 3.0)).tolist() == [2.0, -3.0]
+
+
+def test_open_axes_are_half_lines_and_lines() -> None:
+    """A box with infinite bounds is the product of an interval, a half-line, a mirrored half-line and a line."""
+    inf = math.inf
+    box = Hypercube((4,), [0.0, 1.0, -inf, -inf], [1.0, inf, 2.0, inf])
+    assert not box.bounded and box.width == inf and not box.is_cone
+    assert Hypercube((2,), [0.0, -inf], inf).is_cone and Hypercube((2,), -inf, 0.0).is_cone
+    x0, x = f64(0.2, 1.5, 0.7, -3.0), f64(0.6, 1.1, 1.9, 2.0)
+    parts = [
+        (Hypercube((1,)), x0[:1], x[:1], 1),
+        (Orthant((1,)), x0[1:2] - 1, x[1:2] - 1, 1),
+        (Orthant((1,)), 2 - x0[2:3], 2 - x[2:3], -1),
+        (Euclidean((1,)), x0[3:], x[3:], 1),
+    ]
+    kernel = box.heat_kernel(x0, 0.7)
+    one = [(domain.heat_kernel(a0, 0.7), a, sign) for domain, a0, a, sign in parts]
+    assert float(kernel.log_prob(x)) == pytest.approx(sum(float(k.log_prob(a)) for k, a, _ in one), abs=1e-14)
+    torch.testing.assert_close(kernel.score(x), torch.cat([s * k.score(a) for k, a, s in one]), rtol=0, atol=1e-14)
+    folded, back = box.fold(f64(-0.3, 0.4, 2.5, -7.0))
+    torch.testing.assert_close(folded, f64(0.3, 1.6, 1.5, -7.0), rtol=0, atol=1e-15)
+    assert back(torch.ones(4, dtype=torch.float64)).tolist() == [-1, -1, -1, 1]
+    with pytest.raises(TypeError, match="unbounded"):
+        box.uniform()
+
+
+def test_a_torus_wraps_and_takes_the_short_way() -> None:
+    torus = Torus((2,), [1.0, 4.0])
+    torch.testing.assert_close(torus.reflect(f64(0.9, 0.5), f64(0.3, -1.0)), f64(0.2, 3.5), rtol=0, atol=1e-15)
+    torch.testing.assert_close(torus.difference(f64(0.9, 0.5), f64(0.1, 3.5)), f64(-0.2, 1.0), rtol=0, atol=1e-15)
+    kernel = torus.heat_kernel(f64(0.05, 3.9), 0.05)
+    # the score points the short way round
+    assert (kernel.score(f64(0.95, 0.1)) * f64(1.0, -1.0) > 0).all()
+
+
+def test_products_split_join_and_act_part_by_part() -> None:
+    image, label = Hypercube((1, 2, 2)), Simplex(3)
+    both = Product(image, label)
+    assert both.event_shape == (6,) and both.bounded and both.width == 1
+    a = image.uniform().sample((5,), generator=torch.Generator().manual_seed(0))
+    b = label.uniform().sample((5,), generator=torch.Generator().manual_seed(1))
+    x = both.join(a, b)
+    assert [v.shape for v in both.split(x)] == [(5, 1, 2, 2), (5, 2)]
+    assert all(torch.equal(u, v) for u, v in zip(both.split(x), (a, b), strict=True))
+    assert torch.equal(both.join(a[0], b), both.join(a[:1].expand_as(a), b))  # batches broadcast
+    sigmas = torch.full((5,), 0.2), torch.full((5,), 0.6)
+    kernel = both.heat_kernel(x, sigmas)
+    want = image.heat_kernel(a, 0.2).log_prob(a.flip(0)) + label.heat_kernel(b, 0.6).log_prob(b.flip(0))
+    torch.testing.assert_close(kernel.log_prob(x.flip(0)), want)
+    again = copy.deepcopy(both)
+    assert type(again) is type(both) and again.config() == both.config()
+    assert type(pickle.loads(pickle.dumps(both))) is type(both)
+
+
+def test_a_product_is_what_all_its_parts_are() -> None:
+    plain = Product(Hypercube((1,)), Disk())
+    assert not isinstance(plain, FoldedDomain) and not isinstance(plain, KernelDomain)
+    check_domain(plain)
+    assert isinstance(Product(Torus((1,)), Simplex(3)), FoldedDomain)
+    with pytest.raises(TypeError, match=r"Product: got nothing, expected one or more domains"):
+        Product()
+    with pytest.raises(TypeError, match=r"Product: got Hypercube, int"):
+        Product(Hypercube((1,)), 3)
+    both = Product(Hypercube((2,)), Simplex(3))
+    with pytest.raises(ValueError, match=r"join: got 1 parts, expected 2"):
+        both.join(torch.zeros(2))
+    with pytest.raises(ValueError, match=r"part 1: got shape \(3,\)"):
+        both.join(torch.zeros(2), torch.zeros(3))
+    with pytest.raises(ValueError, match=r"sigma: got 3 values, expected one or 2"):
+        both.heat_kernel(torch.full((4,), 0.5), [0.1, 0.2, 0.3])
+
+
+class Disk(Domain):
+    """The unit disk with nothing but what the contract asks for; reflection by halving: one bounce, then the nearest point."""
+
+    event_shape = (2,)
+
+    def contains(self, x, atol=0.0):
+        return x.square().sum(-1) <= 1 + 1e-6 + 2 * atol + atol**2
+
+    def project(self, x):
+        return torch.where(self.contains(x).unsqueeze(-1), x, x / x.square().sum(-1, keepdim=True).sqrt())
+
+    def reflect(self, x, displacement):
+        return self.project(x + displacement)
+
+    def boundary_distance(self, x):
+        return 1 - x.square().sum(-1).sqrt()
+
+    def uniform(self, dtype=None):
+        def draw(shape, dtype, device, generator):
+            r, angle = torch.rand((2, *shape), dtype=dtype, generator=generator, device=device).unbind()
+            return r.sqrt().unsqueeze(-1) * torch.stack([(6.283185307 * angle).cos(), (6.283185307 * angle).sin()], -1)
+
+        return Uniform(self, draw, math.log(math.pi), dtype)
 
 
 def test_damping_scales_the_normal_component_only_and_to_zero_at_walls() -> None:
@@ -131,6 +251,8 @@ REFUSALS = [
     (lambda: Hypercube((2,), [0.0, 0.0, 0.0], 1.0), ValueError, r"low: got shape \(3,\)"),
     (lambda: Hypercube(2), TypeError, r"write \(2,\)"),
     (lambda: Hypercube((0,)), ValueError, "sizes of at least 1"),
+    (lambda: Torus((2,), 0.0), ValueError, "period: got 0, expected finite numbers above 0"),
+    (lambda: Torus((2,), [1.0, 2.0, 3.0]), ValueError, r"period: got shape \(3,\)"),
     (lambda: Orthant((2,)).uniform(), TypeError, "unbounded and has no uniform law"),
     (lambda: Euclidean((2,)).uniform(), TypeError, "unbounded"),
     (lambda: Hypercube((2,)).check(torch.zeros(3)), ValueError, r"got shape \(3,\), expected \[\*batch, 2\]"),

@@ -11,7 +11,7 @@ import mpmath as mp
 import pytest
 import torch
 
-from carom.domains import Euclidean, Hypercube, KernelDomain, Orthant
+from carom.domains import Euclidean, Hypercube, KernelDomain, Orthant, Product, Simplex, Torus
 
 mp.mp.dps = 50
 # The accuracy asked: |error|·σ ≤ tolerance·(1 + |score|·σ) and |Δ log p| ≤ tolerance·(1 + |log p|).
@@ -161,6 +161,37 @@ def test_half_line_against_50_digits(dtype: torch.dtype) -> None:
     check(Orthant((1,)), tuple(v[keep] for v in (x, x0, sigma, log_p, scaled)), dtype, graph=False)
 
 
+@pytest.mark.parametrize("graph", [False, True], ids=["split", "select"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("period", [1.0, 6.25])
+def test_wrapped_gaussian_against_50_digits(period: float, dtype: torch.dtype, graph: bool) -> None:
+    """The torus: half the kernel of [0, P/2] started at its end, with d = x − x0 taken the short way. Opposite points tie, where the
+    score is that of a point within 4 ulp."""
+    ulp = torch.finfo(dtype).eps
+    spots = [period * f for f in (0.0, ulp, 0.11, 0.37, 0.5, 0.5 + 2 * ulp, 0.73, 1.0 - ulp, 1.0)]
+    spots = torch.tensor(spots, dtype=dtype).tolist()
+    sigmas = torch.tensor([s * period for s in SIGMAS], dtype=dtype).tolist()
+
+    def reference(x: float, x0: float, sigma: float, nudge: float = 0.0) -> tuple[mp.mpf, mp.mpf]:
+        d, half = mp.mpf(x) - mp.mpf(x0) + nudge, mp.mpf(period) / 2
+        d -= period * mp.nint(d / period)
+        log_p, score = interval_reference(abs(d), 0, sigma, 0, half)
+        return log_p - mp.log(2), score * (1 if d >= 0 else -1)
+
+    grid = list(itertools.product(spots, spots, sigmas))
+    x, x0, sigma, log_p, scaled = _tabulate(grid, reference)
+    kernel = Torus((1,), period).heat_kernel(x0[:, None].to(dtype), sigma.to(dtype))
+    at = x[:, None].to(dtype).requires_grad_(graph)
+    got_log, got = kernel.log_prob(at).detach().double(), kernel.score(at).detach()[:, 0].double() * sigma
+    assert ((got_log - log_p).abs() <= TOLERANCE[dtype] * (1 + log_p.abs())).all()
+    for i in ((got - scaled).abs() > TOLERANCE[dtype] * (1 + scaled.abs())).nonzero().flatten().tolist():
+        near = [
+            float(reference(*grid[i], nudge=k * ulp * period)[1] * grid[i][2]) for k in (-8, -4, -2, -1, 1, 2, 4, 8)
+        ]
+        room = TOLERANCE[dtype] * (1 + abs(float(scaled[i])))
+        assert min(near) - room <= float(got[i]) <= max(near) + room, (grid[i], float(got[i]), near)
+
+
 def test_box_with_a_width_and_a_sigma_regime_per_axis() -> None:
     """One σ, three axes in three regimes: the box is the product of its intervals."""
     low, high, sigma = [-1.25, 0.0, 100.0], [2.5, 0.125, 164.0], 0.5
@@ -196,7 +227,18 @@ def test_reference_values_of_the_literature() -> None:
 
 
 @pytest.mark.parametrize(
-    "domain", [Hypercube((3,)), Hypercube((3,), -2.0, [1.0, 5.0, 0.5]), Orthant((3,)), Euclidean((3,))], ids=repr
+    "domain",
+    [
+        Hypercube((3,)),
+        Hypercube((3,), -2.0, [1.0, 5.0, 0.5]),
+        Hypercube((3,), [0.0, -math.inf, -math.inf], [math.inf, 1.0, math.inf]),
+        Orthant((3,)),
+        Euclidean((3,)),
+        Torus((3,), [1.0, 1.5, 2.0]),
+        Simplex(4),
+        Product(Hypercube((1,)), Simplex(3)),
+    ],
+    ids=repr,
 )
 def test_kernels_differentiate_twice_and_under_transforms(domain: KernelDomain) -> None:
     """gradcheck and gradgradcheck of log_prob in x, x0 and σ; vmap and a fullgraph trace give the eager values."""

@@ -70,7 +70,7 @@ def _box(ends: list[tuple[float, float]], sigma: float) -> tuple[np.ndarray, np.
 
 
 def _triangle(corners: np.ndarray, sigma: float) -> tuple[np.ndarray, np.ndarray]:
-    side = max(np.linalg.norm(corners[i] - corners[i - 1]) for i in range(3))
+    side = max(float(np.linalg.norm(corners[i] - corners[i - 1])) for i in range(3))
     unit, weights = _product([_line(0.0, 1.0, 2 * sigma / side)] * 2)
     a, b = unit[:, :1], unit[:, 1:]
     u, v = corners[1] - corners[0], corners[2] - corners[0]
