@@ -1,4 +1,5 @@
-"""The exact score of the reflected Gaussian against the plain way of writing it: time, memory and error in one run.
+"""The exact score of the reflected Gaussian against the plain way of writing it: time, memory and error in one run; then what other
+domains that stand on the same engine cost.
 
 The plain way is what reflected-diffusion code does: 20 cosine modes and 42 Gaussian images of every element in ``[..., terms]``
 temporaries, a σ threshold between them, small numbers in the denominators. Ours writes each row by the regime it is in.
@@ -82,6 +83,50 @@ def peak_memory(call: Callable[[], Tensor]) -> int:
     return peak
 
 
+def compiled_score() -> Callable[..., Tensor] | None:
+    """The engine through torch.compile, where a C++ compiler is at hand."""
+    compiled = torch.compile(lambda x, x0, sigma: interval_score(x, x0, sigma, 0.0, 1.0), fullgraph=True)
+    x = torch.rand(BATCH, DIM)
+    try:
+        compiled(x, x, torch.rand(BATCH, 1))
+    except Exception as error:
+        print(f"not compiled: {type(error).__name__}")
+        return None
+    return compiled
+
+
+def other_domains() -> None:
+    """Time of a training pair and of an exact score, per coordinate and in exp passes over the same tensor, σ mixed."""
+    pairs = [
+        (Hypercube((DIM,)), BATCH),
+        (Orthant((DIM,)), BATCH),
+        (Torus((DIM,)), BATCH),
+        (Simplex(4, (DIM // 3,)), BATCH),
+        (Simplex(10), 4096),
+        (Simplex(13), 256),
+        (Simplex(1000), 4096),
+        (RegularSimplex(3), 4096),
+        (Ball(2), 1024),
+        (Ball(3), 1024),
+    ]
+    print(f"\n{machine()}, float32, σ log-uniform in [0.05, 5]")
+    print(f"{'':24}{'states':>8}{'pair, s':>10}{'ns/coord':>10}{'it / exp':>10}{'score, s':>10}{'ns/coord':>10}{'it / exp':>10}")
+    for domain, count in pairs:
+        x0 = domain.uniform().sample((count,))
+        kernel = domain.heat_kernel(x0, log_uniform(0.05, SIGMA_MAX, count))
+        x = kernel.sample()
+        cases: dict[str, Callable[[], object]] = {"pair": kernel.sample_with_target, "exp": x.exp}
+        if not isinstance(domain, Simplex) or domain.categories <= 13:
+            cases["score"] = lambda kernel=kernel, x=x: kernel.score(x)
+        times = interleaved(cases, rounds=5, seconds=6)
+        row = f"{domain!r:24}"[:24] + f"{count:8}"
+        for name in ("pair", "score"):
+            if name in cases:
+                each = times.median(name) / x.numel() * 1e9
+                row += f"{times.median(name):10.4f}{each:10.1f}{times.ratio(name, 'exp'):10.0f}"
+        print(row)
+
+
 def main() -> None:
     torch.manual_seed(0)
     settle_allocator()
@@ -95,6 +140,8 @@ def main() -> None:
         "interval_score": lambda: interval_score(x, x0, column, 0.0, 1.0),
         "one exp pass": lambda: torch.exp(x),
     }
+    if (compiled := compiled_score()) is not None:
+        cases["interval_score, compiled"] = lambda: compiled(x, x0, column)
     for low, high in BANDS:
         s = log_uniform(low, high, BATCH)
         at = cube.heat_kernel(x0, s).sample()
@@ -117,6 +164,8 @@ def main() -> None:
                 row += f"   plain / it {verdict(faster, 25, at_least=True)}"
             elif name == "interval_score":
                 row += f"   it / exp {verdict(passes, 25)}"
+            elif name.endswith("compiled"):
+                row += f"   plain / it {verdict(faster, 80, at_least=True)}"
             print(row)
 
     torch.set_num_threads(1)
@@ -127,6 +176,9 @@ def main() -> None:
         error = (((cases[name]() - exact).abs() * column) / (1 + exact.abs() * column)).max().item()
         row = f"{name:38}{memory:24.1f}{error:32.1e}"
         print(row if name == "plain" else row + f"   memory {verdict(memory, 4)}, error {verdict(error, 1e-5)}")
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        other_domains()
 
 
 if __name__ == "__main__":

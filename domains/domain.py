@@ -39,6 +39,9 @@ class Domain(ABC):
     #: True where scaling by a positive number maps the domain onto itself; only there may a schedule have scale ≠ 1.
     is_cone: bool = False
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
     @property
     def width(self) -> float:
         """The longest extent of the domain along an axis; infinite where it is unbounded. Unless a domain states it, the

@@ -20,7 +20,7 @@ from .interval import (
     line_log_prob,
     line_score,
 )
-from .tensors import as_like, check_shape, event_sum
+from .tensors import as_like, check_shape, event_sum, shown
 
 Bounds = float | Sequence[float] | np.ndarray | Tensor
 
@@ -56,7 +56,7 @@ class Hypercube(FoldedDomain, KernelDomain):
         }
 
     def __repr__(self) -> str:
-        low, high = (f"{v:g}" if v.ndim == 0 else f"array of {v.size}" for v in (self._low, self._high))
+        low, high = (shown(v) for v in (self._low, self._high))
         return f"Hypercube({self.event_shape}, low={low}, high={high})"
 
     def config(self) -> dict[str, Any]:

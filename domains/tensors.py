@@ -117,3 +117,10 @@ def check_shape(shape: Sequence[int], name: str = "event_shape") -> tuple[int, .
     if any(n < 1 for n in result):
         raise ValueError(f"{name}: got {result}, expected sizes of at least 1")
     return result
+
+
+def shown(value: np.ndarray) -> str:
+    """A parameter per axis in a repr: a number, a short list, or how many there are."""
+    if value.ndim == 0:
+        return f"{value:g}"
+    return f"[{', '.join(f'{v:g}' for v in value.ravel())}]" if value.size <= 4 else f"array of {value.size}"

@@ -18,7 +18,7 @@ from torch.distributions import Distribution
 
 from .domain import FoldedDomain, HeatKernel, KernelDomain, Uniform
 from .interval import interval_log_prob, interval_log_prob_and_score, interval_score
-from .tensors import as_like, batch_shape, check_shape, event_sum
+from .tensors import as_like, batch_shape, check_shape, event_sum, shown
 
 
 class Torus(FoldedDomain, KernelDomain):
@@ -45,8 +45,7 @@ class Torus(FoldedDomain, KernelDomain):
         self._period = np.array(whole.flat[0]) if (whole == whole.flat[0]).all() else whole.copy()
 
     def __repr__(self) -> str:
-        period = f"{self._period:g}" if self._period.ndim == 0 else f"array of {self._period.size}"
-        return f"Torus({self.event_shape}, period={period})"
+        return f"Torus({self.event_shape}, period={shown(self._period)})"
 
     def config(self) -> dict[str, Any]:
         return {"type": "Torus", "event_shape": list(self.event_shape), "period": self._period.tolist()}

@@ -7,6 +7,7 @@ when a picture is drawn.
 from . import pictures, problems
 from .distances import Distance, energy_distance, frechet_distance, sliced_wasserstein
 from .domain_laws import check_domain
+from .gallery import domain_picture
 from .laws import Law, LawError, Report
 from .orders import BasisNoise, convergence_order, expectation, propagate_moments
 from .report import report
@@ -23,6 +24,7 @@ __all__ = [
     "check_schedule",
     "check_solver",
     "convergence_order",
+    "domain_picture",
     "energy_distance",
     "expectation",
     "frechet_distance",
