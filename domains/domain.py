@@ -201,8 +201,8 @@ class HeatKernel(Distribution):
     ``x0`` is ``[*batch, *event]``; ``sigma`` broadcasts over the batch (a number, 0-d, ``[*batch]``). The batch shape is
     their broadcast. Bad input is refused here, unless ``validate_args=False``, which is what
     ``KernelDomain.unchecked_kernel`` gives.
-    A subclass gives ``_sample(x0, z)``, ``_log_prob(x)``, ``_score(x)`` and, where its noising is not a fold of ``x0 + σz``,
-    its own ``sample_with_target``.
+    A subclass gives ``_log_prob(x)`` and ``_score(x)``; on a domain without a fold ``_sample(z)``; and ``sample_with_target`` where it
+    knows a cheaper target than the score.
     """
 
     arg_constraints = {}
@@ -263,9 +263,11 @@ class HeatKernel(Distribution):
         """Both, without checks, at less than the cost of each: for inner loops over many kernels."""
         return self._log_prob(x), self._score(x)
 
-    @abstractmethod
     def _sample(self, z: Tensor) -> Tensor:
-        """The draw made of the unit normals ``z``."""
+        """The draw made of the unit normals ``z``: x0 + σz folded, which is exact wherever images give the kernel."""
+        if not isinstance(self.domain, FoldedDomain):
+            raise NotImplementedError(f"{type(self).__name__} does not define _sample(z), and {self.domain!r} has no fold")
+        return self.domain.fold(self.x0 + self._sigma * z)[0]
 
     @abstractmethod
     def _log_prob(self, x: Tensor) -> Tensor: ...

@@ -157,9 +157,6 @@ class BoxKernel(HeatKernel):
 
     domain: Hypercube
 
-    def _sample(self, z: Tensor) -> Tensor:
-        return self.domain.fold(self.x0 + self._sigma * z)[0]
-
     def _log_prob(self, x: Tensor) -> Tensor:
         return event_sum(self._by_axis(0, x), len(self.domain.event_shape))
 

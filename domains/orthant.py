@@ -56,9 +56,6 @@ class Orthant(FoldedDomain, KernelDomain):
 class OrthantKernel(HeatKernel):
     """Product of half-line kernels: exact sample |x0 + σz|, score (x0·tanh(x·x0/σ²) − x)/σ²."""
 
-    def _sample(self, z: Tensor) -> Tensor:
-        return (self.x0 + self._sigma * z).abs()
-
     def _log_prob(self, x: Tensor) -> Tensor:
         return event_sum(half_line_log_prob(x, self.x0, self._sigma, 0.0), len(self.domain.event_shape))
 

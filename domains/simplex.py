@@ -138,9 +138,6 @@ class SimplexKernel(HeatKernel):
 
     domain: Simplex
 
-    def _sample(self, z: Tensor) -> Tensor:
-        return self.domain.fold(self.x0 + self._sigma * z)[0]
-
     @torch.no_grad()
     def sample_with_target(self, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         u = self.x0 + self._sigma * self._noise(self._extended_shape(), generator)

@@ -108,9 +108,6 @@ class WrappedKernel(HeatKernel):
 
     domain: Torus
 
-    def _sample(self, z: Tensor) -> Tensor:
-        return self.domain.fold(self.x0 + self._sigma * z)[0]
-
     def _log_prob(self, x: Tensor) -> Tensor:
         _, arguments = self._arguments(x)
         return self._total(interval_log_prob(*arguments))

@@ -28,9 +28,6 @@ class OrderedPair(FoldedDomain, KernelDomain):
 
 
 class OrderedPairKernel(HeatKernel):
-    def _sample(self, z):
-        return self.domain.fold(self.x0 + self._sigma * z)[0]
-
     def _log_prob(self, x):
         return torch.logaddexp(*(Normal(y, self._sigma).log_prob(x).sum(-1) for y in (self.x0, self.x0.flip(-1))))
 
