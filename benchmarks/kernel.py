@@ -21,7 +21,7 @@ from timing import interleaved, machine, settle_allocator, verdict
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from carom.domains import Hypercube
+from carom.domains import Ball, Hypercube, Orthant, RegularSimplex, Simplex, Torus
 from carom.domains.interval import interval_score
 
 BATCH, DIM = 128, 3072
@@ -110,7 +110,9 @@ def other_domains() -> None:
         (Ball(3), 1024),
     ]
     print(f"\n{machine()}, float32, σ log-uniform in [0.05, 5]")
-    print(f"{'':24}{'states':>8}{'pair, s':>10}{'ns/coord':>10}{'it / exp':>10}{'score, s':>10}{'ns/coord':>10}{'it / exp':>10}")
+    print(
+        f"{'':24}{'states':>8}{'pair, s':>10}{'ns/coord':>10}{'it / exp':>10}{'score, s':>10}{'ns/coord':>10}{'it / exp':>10}"
+    )
     for domain, count in pairs:
         x0 = domain.uniform().sample((count,))
         kernel = domain.heat_kernel(x0, log_uniform(0.05, SIGMA_MAX, count))

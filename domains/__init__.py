@@ -1,15 +1,19 @@
 """Sets with walls: membership, projection, reflection, uniform law, heat kernel."""
 
+from .ball import Ball
 from .domain import Domain, FoldedDomain, HeatKernel, KernelDomain
 from .euclidean import Euclidean
 from .hypercube import Hypercube
 from .orthant import Orthant
+from .polytope import Polytope
 from .product import Product
 from .registry import domain_from_config
+from .regular_simplex import RegularSimplex
 from .simplex import Simplex
 from .torus import Torus
 
 __all__ = [
+    "Ball",
     "Domain",
     "Euclidean",
     "FoldedDomain",
@@ -17,7 +21,9 @@ __all__ = [
     "Hypercube",
     "KernelDomain",
     "Orthant",
+    "Polytope",
     "Product",
+    "RegularSimplex",
     "Simplex",
     "Torus",
     "domain_from_config",

@@ -26,7 +26,7 @@ class Bounce(NamedTuple):
     where it did not, x is the point at which its bounces were used up."""
 
     x: Tensor
-    count: Tensor
+    count: Tensor  # type: ignore[assignment]  # hides tuple.count, which nobody asks of this one
     finished: Tensor
 
 

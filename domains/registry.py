@@ -6,15 +6,20 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .ball import Ball
 from .domain import Domain
 from .euclidean import Euclidean
 from .hypercube import Hypercube
 from .orthant import Orthant
+from .polytope import Polytope
 from .product import Product
+from .regular_simplex import RegularSimplex
 from .simplex import Simplex
 from .torus import Torus
 
-DOMAINS: dict[str, type[Domain]] = {c.__name__: c for c in (Euclidean, Hypercube, Orthant, Torus, Simplex, Product)}
+DOMAINS: dict[str, type[Domain]] = {
+    c.__name__: c for c in (Euclidean, Hypercube, Orthant, Torus, Simplex, RegularSimplex, Ball, Polytope, Product)
+}
 
 
 def from_config(config: Mapping[str, Any], classes: Mapping[str, type], what: str) -> Any:

@@ -162,7 +162,7 @@ def outside_is_outside(bench: Bench) -> None:
     bad.reshape(len(bad), -1)[:, 0] = math.nan
     require(~bench.domain.contains(bad), "NaN inside", "NaN outside")
     u = bench.anywhere
-    moved = (bench.domain.project(u) - u).abs().reshape(len(u), -1).max(1).values
+    moved = bench.norm(bench.domain.project(u) - u)
     require(~bench.domain.contains(u)[moved > bench.rounding()], "a point inside that project moves", "outside")
     require(bench.domain.contains(u, atol=float(moved.max()) + bench.rounding()), "a point beyond atol", "within atol")
 
@@ -186,13 +186,15 @@ def uniform_draws(bench: Bench) -> str | None:
 
 def independent(bench: Bench) -> None:
     """Each function gives a sample the same value alone and in a batch, to the bit."""
-    domain, x = bench.domain, bench.anywhere.float()
-    inside, d = domain.project(x), bench.normals(x)
-    whole = domain.contains(x), domain.project(x), domain.reflect(inside, d)
-    for i in range(len(x)):
-        alone = domain.contains(x[i]), domain.project(x[i]), domain.reflect(inside[i], d[i])
-        for name, a, b in zip(("contains", "project", "reflect"), alone, whole, strict=True):
-            require_equal(a, b[i], name)
+    domain = bench.domain
+    for dtype in (torch.float32, torch.float64):
+        x = bench.anywhere.to(dtype)
+        inside, d = domain.project(x), bench.normals(x)
+        whole = domain.contains(x), domain.project(x), domain.reflect(inside, d)
+        for i in range(len(x)):
+            alone = domain.contains(x[i]), domain.project(x[i]), domain.reflect(inside[i], d[i])
+            for name, a, b in zip(("contains", "project", "reflect"), alone, whole, strict=True):
+                require_equal(a, b[i], name)
 
 
 def precisions_agree(bench: Bench) -> None:

@@ -54,7 +54,11 @@ def domain_picture(
     for panel in axes:
         if not bool(outline.all()):
             panel.contour(
-                *(np.linspace(*_ends(low, high, i), _PIXELS) for i in (0, 1)), outline.T, [0.5], colors="k", linewidths=0.8
+                *(np.linspace(*_ends(low, high, i), _PIXELS) for i in (0, 1)),
+                outline.T,
+                [0.5],
+                colors="k",
+                linewidths=0.8,
             )
         panel.plot(*start.flatten().tolist(), "r+", markersize=6)
         panel.set_aspect("equal")
@@ -119,8 +123,8 @@ def _density(domain: Domain, start: Tensor, sigma: float, low: Tensor, high: Ten
     motion = SDE(lambda x, t: torch.zeros_like(x), 1.0, domain)
     x = start.float().expand(20_000, *domain.event_shape).contiguous()
     x = solve(motion, x, np.linspace(0, sigma**2, 41), ReflectedEulerMaruyama(), noise=WhiteNoise(0)).x.reshape(-1, 2)
-    count, *_ = np.histogram2d(*x.T.numpy(), bins=40, range=[_ends(low, high, i) for i in (0, 1)], density=True)
-    return count
+    frame = [_ends(low, high, i) for i in (0, 1)]
+    return np.histogram2d(x[:, 0].numpy(), x[:, 1].numpy(), bins=40, range=frame, density=True)[0]
 
 
 def _field(panel: Any, domain: Domain, start: Tensor, sigma: float, low: Tensor, high: Tensor) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..domains import Domain, Simplex, Torus
+from ..domains import Ball, Domain, RegularSimplex, Simplex, Torus
 
 Rule = tuple[Tensor, Tensor]
 _FAR = 1e7
@@ -25,9 +25,11 @@ def quadrature(domain: Domain, centre: Tensor, sigma: float) -> Rule | None:
         halves = (domain.period / 2).flatten().tolist()
         ends = [(c - h, c + h) for c, h in zip(centre.flatten().tolist(), halves, strict=True)]
         return _shaped(domain, _box(ends, sigma))
-    if isinstance(domain, Simplex) and domain.event_shape == (2,):
+    if isinstance(domain, (Simplex, RegularSimplex)) and domain.event_shape == (2,):
         corners = domain.from_probabilities(torch.eye(3, dtype=torch.float64))
         return _shaped(domain, _triangle(corners.numpy(), sigma))
+    if isinstance(domain, Ball) and domain.event_shape == (2,):
+        return _shaped(domain, _disk(domain.radius, sigma))
     if (bounds := box(domain)) is None:
         return None
     walls = zip(*(v.tolist() for v in bounds), centre.flatten().tolist(), strict=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from ..domains import Domain, Euclidean, Hypercube, Orthant
+import math
+
+from ..domains import Ball, Domain, Euclidean, Hypercube, Orthant, Polytope, Product, RegularSimplex, Simplex, Torus
 from ..processes import EDM, VE, VP, CosineVP, Discrete, FlowMatching, Schedule, SubVP
 from ..solvers import AdaptiveODE, Euler, EulerMaruyama, Heun, ReflectedEulerMaruyama, RungeKutta, Solver
 from .domain_laws import check_domain
@@ -10,7 +12,21 @@ from .laws import Report
 from .schedule_laws import check_schedule
 from .solver_laws import check_solver
 
-DOMAINS: tuple[Domain, ...] = (Euclidean((2,)), Hypercube((2,)), Hypercube((1,), -1.0, 3.0), Orthant((2,)))
+DOMAINS: tuple[Domain, ...] = (
+    Euclidean((2,)),
+    Hypercube((2,)),
+    Hypercube((2,), [-1.0, 0.0], [3.0, math.inf]),
+    Orthant((2,)),
+    Torus((2,), 2 * math.pi),
+    Simplex(3),
+    Simplex(4, (2,)),
+    RegularSimplex(3),
+    RegularSimplex(5),
+    Ball(2),
+    Ball(3),
+    Polytope([[1, 0], [0, 1], [-1, 0], [0, -1], [1, 1]], [1, 1, 0, 0, 1.4]),
+    Product(Hypercube((1,)), Simplex(3)),
+)
 SCHEDULES: tuple[Schedule, ...] = (VP(), SubVP(), VE(), EDM(), CosineVP(), FlowMatching(), Discrete.ddpm(100))
 SOLVERS: tuple[Solver, ...] = (Euler(), Heun(), RungeKutta(), AdaptiveODE(), EulerMaruyama(), ReflectedEulerMaruyama())
 

@@ -11,7 +11,18 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ..domains import Domain, Euclidean, Hypercube, Orthant
+from ..domains import (
+    Ball,
+    Domain,
+    Euclidean,
+    Hypercube,
+    Orthant,
+    Polytope,
+    Product,
+    RegularSimplex,
+    Simplex,
+    Torus,
+)
 from ..processes import EDM, VE, VP, CosineVP, Diffusion, Discrete, FlowMatching, Schedule, SubVP
 from .problems import MixtureProblem
 
@@ -41,9 +52,57 @@ def boxes(draw: st.DrawFn) -> Hypercube:
     return Hypercube(shape, low, low + width)
 
 
+@st.composite
+def open_boxes(draw: st.DrawFn) -> Hypercube:
+    """Boxes of which some ends are open."""
+    box = draw(boxes())
+    count = 2 * int(torch.Size(box.event_shape).numel())
+    opened = torch.tensor(draw(st.lists(st.booleans(), min_size=count, max_size=count))).reshape(2, *box.event_shape)
+    infinity = torch.tensor(torch.inf, dtype=torch.float64)
+    return Hypercube(
+        box.event_shape, torch.where(opened[0], -infinity, box.low), torch.where(opened[1], infinity, box.high)
+    )
+
+
+def simplices() -> st.SearchStrategy[Simplex]:
+    """Up to five categories at up to two positions."""
+    shapes = st.sampled_from([(), (1,), (2,)])
+    return st.builds(Simplex, st.integers(2, 5), shapes)
+
+
+def kernel_domains() -> st.SearchStrategy[Domain]:
+    """Every domain of the library whose kernel is exact at every σ, but for products."""
+    return st.one_of(
+        boxes(),
+        open_boxes(),
+        event_shapes().map(Orthant),
+        event_shapes().map(Euclidean),
+        st.builds(Torus, event_shapes(), _floats(0.2, 10)),
+        simplices(),
+        st.integers(2, 3).map(RegularSimplex),
+    )
+
+
+@st.composite
+def polytopes(draw: st.DrawFn) -> Polytope:
+    """Convex polygons and polyhedra around the origin: a box cut by up to four planes at distances from 0.3 to 1."""
+    dim = draw(st.integers(1, 3))
+    cuts = draw(st.lists(st.tuples(*[_floats(-1, 1)] * dim).filter(lambda n: max(map(abs, n)) > 0.1), max_size=4))
+    normals = torch.cat([torch.eye(dim), -torch.eye(dim), torch.tensor(cuts).reshape(-1, dim)]).double()
+    distances = draw(st.lists(_floats(0.3, 1), min_size=len(normals), max_size=len(normals)))
+    return Polytope(normals, torch.tensor(distances, dtype=torch.float64) * normals.square().sum(-1).sqrt())
+
+
 def domains() -> st.SearchStrategy[Domain]:
     """Every domain of the library."""
-    return st.one_of(boxes(), event_shapes().map(Orthant), event_shapes().map(Euclidean))
+    single = st.one_of(
+        kernel_domains(),
+        st.integers(4, 6).map(RegularSimplex),
+        st.builds(Ball, st.integers(1, 3), _floats(0.3, 5)),
+        polytopes(),
+    )
+    pairs = st.lists(kernel_domains(), min_size=1, max_size=2).map(lambda parts: Product(*parts))
+    return st.one_of(single, pairs)
 
 
 def alphas_cumprod(max_levels: int = 60) -> st.SearchStrategy[list[float]]:
