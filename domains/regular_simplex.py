@@ -92,6 +92,11 @@ class RegularSimplex(Domain):
         zero = torch.zeros_like(scaled[..., :1])
         return 1 / self.categories + torch.cat([tail, zero], -1) - torch.cat([zero, self._k.to(x.device) * scaled], -1)
 
+    @property
+    def inradius(self) -> float:
+        """The radius of the largest ball inside, around p = 1/K."""
+        return 1 / math.sqrt(self.categories * (self.categories - 1))
+
     def from_probabilities(self, p: Tensor) -> Tensor:
         """The states of probability vectors ``[*batch, K]``; zeros and ones are allowed. Computed in float64.
 

@@ -66,6 +66,11 @@ class Simplex(FoldedDomain, KernelDomain):
     def width(self) -> float:
         return 1.0
 
+    @property
+    def inradius(self) -> float:
+        """The radius of the largest ball inside: y_1 = r, y_{i+1} − y_i = √2 r, 1 − y_{K−1} = r."""
+        return 1 / (2 + math.sqrt(2) * (self.categories - 2))
+
     def from_probabilities(self, p: Tensor) -> Tensor:
         """The states of probability vectors ``[*batch, *shape, K]``; zeros and ones are allowed.
 

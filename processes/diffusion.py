@@ -80,6 +80,23 @@ class Diffusion:
             t.unsqueeze(-1), self._beside([part.schedule.scale(t) for part in self.parts]), sigma, -sigma.log()
         )
 
+    def part_sigmas(self, sigma: Tensor) -> list[Tensor]:
+        """The noise level of each part where the clock's is σ, all of σ's shape; σ itself where there is one schedule."""
+        if not self.parts:
+            return [sigma]
+        t = self.schedule.time(sigma.double())
+        return [part.schedule.sigma(t).to(sigma.dtype) for part in self.parts]
+
+    def event_sigma(self, sigma: Tensor) -> Tensor:
+        """Noise levels of the clock ``[*batch]`` as they meet states: ``[*batch, 1, …, 1]``, or ``[*batch, n]`` where parts differ."""
+        if not self.parts:
+            return expand_right(sigma, len(self.domain.event_shape))
+        return self._beside(self.part_sigmas(sigma))
+
+    def heat_flow(self, x0: Tensor, sigma: Tensor) -> HeatKernel:
+        """The law of X, in which no scale enters, at noise levels σ of the clock; unchecked, for loops."""
+        return self.domain.unchecked_kernel(x0, self.part_sigmas(sigma) if self.parts else sigma)  # type: ignore[attr-defined]
+
     def _beside(self, values: Sequence[Tensor]) -> Tensor:
         """Values of the parts ``[*batch]`` next to states: ``[*batch, n]``."""
         sizes = torch.tensor(self.domain.sizes, device=values[0].device)  # type: ignore[attr-defined]

@@ -29,14 +29,14 @@ def domain_picture(
         domain: with two coordinates, ``event_shape`` of two numbers in all. Where it has no kernel the densities are histograms of
             simulated paths, and the last panel shows distances from the walls with their inward normals.
         x0: ``[*event]``, the start; off the centre by default, so that walls are felt.
-        sigmas: four noise levels; 0.08 to 1 widths by default.
+        sigmas: four noise levels; 0.08 to 0.64 widths by default.
         path: the file to write, e.g. ``"ball.png"``.
     """
     if math.prod(domain.event_shape) != 2:
         raise ValueError(f"domain_picture: got events of shape {domain.event_shape}, expected two coordinates to draw")
     low, high = _frame(domain)
     size = domain.width if domain.bounded else 1.0
-    sigmas = [r * size for r in (0.08, 0.16, 0.32, 1.0)] if sigmas is None else list(sigmas)
+    sigmas = [r * size for r in (0.08, 0.16, 0.32, 0.64)] if sigmas is None else list(sigmas)
     start = _start(domain, low, high) if x0 is None else x0.double().reshape(domain.event_shape)
 
     figure = _figure(15.0, 2.9)

@@ -1,8 +1,18 @@
 """Neural scores: networks, preconditionings, objectives, training and the file they are kept in."""
 
 from .data import digits, split
+from .forward import simulate
 from .networks import MLP, MLPConfig, UNet, UNetConfig, register_network
-from .objectives import DenoisingScoreMatching, Levels, LogUniform, Objective, Terms
+from .objectives import (
+    DenoisingScoreMatching,
+    ImplicitScoreMatching,
+    LatentImageScoreMatching,
+    Levels,
+    LogUniform,
+    Objective,
+    SlicedScoreMatching,
+    Terms,
+)
 from .preconditioning import EDMPreconditioning, Preconditioning, Reflected
 from .score import NeuralScore
 from .training import TrainingResult, train
@@ -10,6 +20,8 @@ from .training import TrainingResult, train
 __all__ = [
     "DenoisingScoreMatching",
     "EDMPreconditioning",
+    "ImplicitScoreMatching",
+    "LatentImageScoreMatching",
     "Levels",
     "LogUniform",
     "MLP",
@@ -18,12 +30,14 @@ __all__ = [
     "Objective",
     "Preconditioning",
     "Reflected",
+    "SlicedScoreMatching",
     "Terms",
     "TrainingResult",
     "UNet",
     "UNetConfig",
     "digits",
     "register_network",
+    "simulate",
     "split",
     "train",
 ]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...domains.tensors import check_event, expand_right, per_batch
+from ...domains.tensors import check_event, per_batch
 from ...processes import Diffusion, process_from_config
 from . import checkpoint
 from .networks import network_from_config, network_to_config
@@ -32,7 +32,7 @@ class NeuralScore(nn.Module):
         network: any ``nn.Module``; called with x ``[B, *event]``, c_noise ``[B]`` and the condition's keywords, and answers with
             x's shape. Of the condition, tensors that start with the batch dimensions arrive as ``[B, …]``.
         process: the :class:`~carom.processes.Diffusion` whose score this is.
-        preconditioning: :class:`Reflected` on a hypercube and :class:`EDMPreconditioning` on an unbounded domain, by default.
+        preconditioning: :class:`Reflected` on a bounded domain and :class:`EDMPreconditioning` on an unbounded one, by default.
     """
 
     def __init__(self, network: nn.Module, process: Diffusion, preconditioning: Preconditioning | None = None):
@@ -53,18 +53,18 @@ class NeuralScore(nn.Module):
         event = self.process.domain.event_shape
         check_event(x, event)
         t = per_batch(t, x, len(event), "t")
-        schedule = self.process.schedule
-        scale = expand_right(schedule.scale(t), len(event))
-        return self.at_level(x / scale, schedule.sigma(t), **condition) / scale
+        scale = self.process.event_level(t).scale
+        return self.at_level(x / scale, self.process.schedule.sigma(t), **condition) / scale
 
     def at_level(self, x: Tensor, sigma: Tensor, **condition: Any) -> Tensor:
-        """The score of the heat flow itself, X at noise level σ, where no schedule enters; σ broadcasts over the batch."""
+        """The score of the heat flow itself, X at noise level σ, where no scale enters; σ broadcasts over the batch. Where the parts of
+        a product have schedules of their own, σ is the level of the first, and theirs are those of the same time."""
         if x.numel() == 0:
             return torch.zeros_like(x)
         event = self.process.domain.event_shape
         batch = x.shape[: x.dim() - len(event)]
         flat, sigma = x.reshape(-1, *event), sigma.expand(batch).reshape(-1)
-        level = expand_right(sigma, len(event))
+        level = self.process.event_sigma(sigma)
         condition = {k: _flatten(v, batch) for k, v in condition.items()}
         raw = self._raw(self.preconditioning.inputs(flat, level), self.preconditioning.c_noise(sigma), condition)
         return self.preconditioning.score(raw, flat, level).reshape(x.shape)
