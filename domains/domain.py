@@ -266,7 +266,9 @@ class HeatKernel(Distribution):
     def _sample(self, z: Tensor) -> Tensor:
         """The draw made of the unit normals ``z``: x0 + σz folded, which is exact wherever images give the kernel."""
         if not isinstance(self.domain, FoldedDomain):
-            raise NotImplementedError(f"{type(self).__name__} does not define _sample(z), and {self.domain!r} has no fold")
+            raise NotImplementedError(
+                f"{type(self).__name__} does not define _sample(z), and {self.domain!r} has no fold"
+            )
         return self.domain.fold(self.x0 + self._sigma * z)[0]
 
     @abstractmethod

@@ -20,7 +20,7 @@ turn = 2 * math.pi * torch.rand(4000)
 ring = (0.9 + 0.2 * torch.randn(4000)).unsqueeze(-1) * torch.stack([turn.cos(), turn.sin()], -1)
 ours, held_out = split(pentagon.project(ring), 0.5)
 
-process = Diffusion(pentagon, VE(sigma_min=0.02, sigma_max=2.0))
+process = Diffusion(pentagon, VE(sigma_min=0.02, sigma_max=1.6))
 score = NeuralScore(MLP(MLPConfig((2,), width=96)), process)
 seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 30.0
 result = train(score, ours, objective=ImplicitScoreMatching(), seconds=seconds, batch_size=256, progress=False)

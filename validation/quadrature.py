@@ -44,7 +44,10 @@ def box(domain: Domain) -> Rule | None:
     low, high = (domain.project(torch.full((1, *shape), s * _FAR, dtype=torch.float64)) for s in (-1, 1))
     choices = torch.cartesian_prod(*[torch.tensor([False, True])] * dim).reshape(-1, *shape)
     corners = torch.where(choices, high, low)
-    if not bool(domain.contains(corners).all()) or bool((high <= low).any()):
+    # a disk holds the corners of a square, but reaches farther along its axes
+    reach = domain.project(_FAR * torch.cat([torch.eye(dim), -torch.eye(dim)]).double().reshape(-1, *shape))
+    fits = bool(((reach >= low) & (reach <= high)).all())
+    if not fits or not bool(domain.contains(corners).all()) or bool((high <= low).any()):
         return None
     low, high = low.flatten(), high.flatten()
     return torch.where(low <= -_FAR, -math.inf, low), torch.where(high >= _FAR, math.inf, high)
