@@ -56,7 +56,8 @@ _CENTRE = 1e-10
 _NOTHING = -200.0
 # r from which a point is on the wall: projecting onto it rounds.
 _WALL = 1 - 1e-15
-_LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
+# Numbers in a [rows, modes] temporary: on a processor they stay in its cache, on an accelerator they keep it busy.
+_CACHED, _BUSY = 1 << 16, 1 << 20
 
 
 def sphere_area(dim: int) -> float:
@@ -111,7 +112,7 @@ class _Pair(NamedTuple):
         at, at0 = (torch.where(v > _WALL, 1.0, v) for v in (r, r0))
         return cls(x, x0, sigma, at, at0, x / r, x0 / r0)
 
-    def take(self, rows: Tensor) -> _Pair:
+    def take(self, rows: Tensor | slice) -> _Pair:
         return _Pair._make(v[rows] for v in self)
 
 
@@ -121,30 +122,40 @@ def evaluate_rows(x: Tensor, x0: Tensor, sigma: Tensor, *, slopes: bool = True) 
     far, exponent, free = _varadhan(pair)
     wanted = (exponent < _VARADHAN_BEGINS) & ~free & (sigma[:, 0] >= LEVELS[0])
     dim = x.shape[-1]
-    # under nested transforms of torch.func the batched tensor hides inside other wrappers
-    if not values_are_readable(wanted) or torch._C._functorch.is_functorch_wrapped_tensor(wanted):
-        near = _series(mode_table(dim, 0, x.device), pair._replace(sigma=sigma.clamp(min=LEVELS[0])), slopes)
+    if not _rows_can_be_picked(wanted):
+        table, held = mode_table(dim, 0, x.device), pair._replace(sigma=sigma.clamp(min=LEVELS[0]))
+        pieces = [_series(table, held.take(rows), slopes) for rows in _blocks(len(x), _CHUNK)]
+        near = _Result(*(torch.cat(v) for v in zip(*pieces, strict=True)))
         return _Result(*(_where(wanted, b, f) for b, f in zip(_blend(near, far, exponent, pair), far, strict=True)))
     parts = list(far)
-    for level, index in rows_by_level(sigma[:, 0].detach(), wanted):
-        for rows in index.split(_CHUNK):
-            near = _series(mode_table(dim, level, x.device), pair.take(rows), slopes)
-            mixed = _blend(near, _Result(*(v[rows] for v in far)), exponent[rows], pair.take(rows))
-            parts = [whole.index_put((rows,), part) for whole, part in zip(parts, mixed, strict=True)]
+    for table, rows in _rows_by_table(dim, sigma[:, 0].detach(), wanted):
+        near = _series(table, pair.take(rows), slopes)
+        mixed = _blend(near, _Result(*(v[rows] for v in far)), exponent[rows], pair.take(rows))
+        parts = [whole.index_put((rows,), part) for whole, part in zip(parts, mixed, strict=True)]
     return _Result(*parts)
+
+
+def _rows_can_be_picked(wanted: Tensor) -> bool:
+    """Whether each row can have the table of its own σ. Otherwise the largest serves all: under transforms, where there are no values
+    to pick by, and on an accelerator, which would be waited for at each table."""
+    if wanted.device.type != "cpu" or not values_are_readable(wanted):
+        return False
+    # under nested transforms the batched tensor hides inside other wrappers
+    return not torch._C._functorch.is_functorch_wrapped_tensor(wanted)
 
 
 def _where(choose: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return torch.where(expand_right(choose, a.dim() - 1), a, b)
 
 
-def rows_by_level(sigma: Tensor, wanted: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """The tables that the wanted rows need, each with its rows. It depends on a row's own σ alone."""
+def _rows_by_table(dim: int, sigma: Tensor, wanted: Tensor) -> Iterator[tuple[_Table, Tensor]]:
+    """The tables that the wanted rows need, each with rows of its own. It depends on a row's own σ alone."""
     level = torch.bucketize(sigma, sigma.new_tensor(LEVELS), right=True) - 1
     for i in range(len(LEVELS)):
         index = (wanted & (level == i)).nonzero()[:, 0]
         if len(index):
-            yield i, index
+            for rows in index.split(_CHUNK):
+                yield mode_table(dim, i, sigma.device), rows
 
 
 def _varadhan(p: _Pair) -> tuple[_Result, Tensor, Tensor]:
@@ -162,7 +173,7 @@ def _varadhan(p: _Pair) -> tuple[_Result, Tensor, Tensor]:
     u = (-detour[:, 0] / (2 * square)).clamp(min=_NOTHING).exp()
     weight = u / (1 + u)
     exponent = distance / (2 * square) - u.log1p()
-    value = -exponent - dim * (p.sigma[:, 0].log() + _LOG_SQRT_2PI)
+    value = -exponent - dim / 2 * (2 * math.pi * square).log()
     slope = -between / square[:, None] - (weight / (2 * square))[:, None] * bend
     rate = ((distance + weight * detour[:, 0]) / square - dim) / p.sigma[:, 0]
     # no path by the wall is shorter than a + a0; in d dimensions a concave mirror gathers up to σ^{1−d} of them
@@ -212,6 +223,14 @@ def _series(table: _Table, p: _Pair, slopes: bool) -> _Result:
     return _Result(value, (normal + turn) / density[:, None], torch.cat(rate) * p.sigma[:, 0] / density)
 
 
+def _power(x: Tensor, exponent: int) -> Tensor:
+    """x^exponent by products: ``pow`` rounds the last elements of a tensor differently from the others."""
+    if exponent == 0:
+        return torch.ones_like(x)
+    half = _power(x, exponent // 2)
+    return half * half * x if exponent % 2 else half * half
+
+
 def _powers(r: Tensor) -> Tensor:
     """1, r, r²: ``[n, 1] -> [n, 3]``."""
     return torch.cat([torch.ones_like(r), r, r * r], -1)
@@ -230,6 +249,11 @@ def _product(rows: Tensor, matrix: Tensor, block: int) -> Tensor:
     a sample would depend on its batch."""
     padded = torch.nn.functional.pad(rows, (0, 0, 0, block - len(rows)))
     return (padded @ matrix)[: len(rows)]
+
+
+def _products(rows: Tensor, matrix: Tensor, block: int) -> Tensor:
+    """``_product`` of any number of rows."""
+    return torch.cat([_product(rows[each], matrix, block) for each in _blocks(len(rows), block)])
 
 
 def _chebyshev(r: Tensor, count: int) -> Tensor:
@@ -286,7 +310,7 @@ def mode_table(dim: int, level: int, device: torch.device) -> _Table:
     each = np.arange(top + 1)
     power = np.where(each == 0, 0, 2 - each % 2)
     count = special.binom(each + dim - 1, dim - 1) - np.where(each > 1, special.binom(each + dim - 3, dim - 1), 0)
-    rows = 1 << max(4, min(10, int(math.log2(65536 / max(len(k), 1)))))
+    rows = 1 << max(4, min(10, int(math.log2((_CACHED if device.type == "cpu" else _BUSY) / max(len(k), 1)))))
     tensors = (degree, -k * k / 2, value, slope, count, power, np.maximum(power - 1, 0), (each + 1) % 2)
     return _Table(dim, rows, size, *(torch.from_numpy(np.ascontiguousarray(v)).to(device) for v in tensors))
 
@@ -363,7 +387,20 @@ def _condition(order: float, degree: int, k: np.ndarray) -> tuple[np.ndarray, np
     return k * next_ - degree * here, (degree - order) * next_ + (k - degree * order / k) * here
 
 
-def draw_rows(table: _Table, z: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
+def draw_rows(z: Tensor, x0: Tensor, sigma: Tensor, below: Tensor) -> Tensor:
+    """Draws in units of R, made of unit normals z, all ``[n, d]``; where σ ``[n, 1]`` is less than every table's they are those given
+    as ``below``."""
+    dim, wanted = z.shape[-1], sigma[:, 0] >= LEVELS[0]
+    if not _rows_can_be_picked(wanted):
+        table, held = mode_table(dim, 0, z.device), sigma.clamp(min=LEVELS[0])
+        pieces = [_draw(table, z[rows], x0[rows], held[rows]) for rows in _blocks(len(z), _CHUNK)]
+        return torch.where(wanted[:, None], torch.cat(pieces), below)
+    for table, rows in _rows_by_table(dim, sigma[:, 0], wanted):
+        below = below.index_put((rows,), _draw(table, z[rows], x0[rows], sigma[rows]))
+    return below
+
+
+def _draw(table: _Table, z: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
     """The draws made of unit normals z ``[n, d]``, in units of R: the radius by inverting its distribution function, then the angle
     from x0 by inverting its own, given the radius; the rest of z gives the direction across."""
     radius = event_sum(x0 * x0, 1)[:, None].sqrt()
@@ -374,27 +411,38 @@ def draw_rows(table: _Table, z: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
     across = z - along * axis
     square = event_sum(across * across, 1)[:, None]
     r = _draw_radius(table, torch.special.ndtr(along), radius, sigma)
-    share = torch.special.gammainc(torch.full_like(square, (table.dim - 1) / 2), square / 2)
-    angle = _draw_angle(table, share, r, radius, sigma)
+    angle = _draw_angle(table, _chi_square(square, table.dim - 1), r, radius, sigma)
     return r * (angle.cos() * axis + angle.sin() * across / square.clamp(min=1e-300).sqrt())
+
+
+def _chi_square(square: Tensor, count: int) -> Tensor:
+    """The distribution function of the sum of ``count`` squared unit normals, P(count/2, square/2), up from P(½, ·) or P(1, ·) by
+    P(a + 1, y) = P(a, y) − y^a e^{−y} / Γ(a + 1). (``gammainc`` rounds the last elements of a tensor differently from the others.)"""
+    y, a = square / 2, 0.5 if count % 2 else 1.0
+    share = y.sqrt().erf() if count % 2 else -(-y).expm1()
+    term = (-y).exp() * (y.sqrt() if count % 2 else y) / math.gamma(a + 1)
+    while a < count / 2:
+        share, a = share - term, a + 1
+        term = term * y / a
+    return share.clamp(min=0)
 
 
 def _draw_radius(table: _Table, share: Tensor, r0: Tensor, sigma: Tensor) -> Tensor:
     """r with F(r) = share, where F(r) = r^d [1 − (1 − r²) Σ e^{−k²σ²/2} f(r0) g(2r² − 1)/k²], summed over l = 0."""
     dim, count = table.dim, int((table.degree == 0).sum())
     value, slope, decay = table.value[:, :count], table.slope[:, :count], table.decay[:count]
-    term = (decay * sigma * sigma).clamp(min=_NOTHING).exp() * (_chebyshev(r0, table.size) @ value)
-    density = term @ value.mT
-    flux = (term / (-2 * decay)) @ slope.mT
+    term = (decay * sigma * sigma).clamp(min=_NOTHING).exp() * _products(_chebyshev(r0, table.size), value, table.rows)
+    density = _products(term, value.mT, table.rows)
+    flux = _products(term / (-2 * decay), slope.mT, table.rows)
 
     def law(r: Tensor) -> tuple[Tensor, Tensor]:
         basis = _chebyshev(r, table.size)
-        mass = r**dim * (1 - (1 - r) * (1 + r) * (basis * flux).sum(-1, keepdim=True))
-        return mass, r ** (dim - 1) * (dim + (basis * density).sum(-1, keepdim=True))
+        mass = _power(r, dim) * (1 - (1 - r) * (1 + r) * event_sum(basis * flux, 1)[:, None])
+        return mass, _power(r, dim - 1) * (dim + event_sum(basis * density, 1)[:, None])
 
-    grid = torch.linspace(0, 1, _GRID + 1, dtype=r0.dtype, device=r0.device)[:, None]
-    known = grid**dim * (1 - (1 - grid**2) * (_chebyshev(grid, table.size) @ flux.mT))
-    return _invert(law, share, grid[:, 0], known.mT)
+    grid = torch.linspace(0, 1, _GRID + 1, dtype=r0.dtype, device=r0.device)
+    lost = (1 - grid**2) * _products(flux, _chebyshev(grid[:, None], table.size).mT, table.rows)
+    return _invert(law, share, grid, grid**dim * (1 - lost))
 
 
 def _draw_angle(table: _Table, share: Tensor, r: Tensor, r0: Tensor, sigma: Tensor) -> Tensor:
@@ -403,9 +451,8 @@ def _draw_angle(table: _Table, share: Tensor, r: Tensor, r0: Tensor, sigma: Tens
     basis, basis0 = _chebyshev(r, table.size), _chebyshev(r0, table.size)
     sums = []
     for rows in _blocks(len(r), table.rows):
-        term = (table.decay * sigma[rows] ** 2).clamp(min=_NOTHING).exp() * (
-            (basis[rows] @ table.value) * (basis0[rows] @ table.value)
-        )
+        h, h0 = _product(basis[rows], table.value, table.rows), _product(basis0[rows], table.value, table.rows)
+        term = (table.decay * sigma[rows] ** 2).clamp(min=_NOTHING).exp() * (h * h0)
         sums.append(term.new_zeros(len(term), top).index_add(1, table.degree, term))
     powers = _powers(r)[:, table.power] * _powers(r0)[:, table.power]
     a = torch.cat(sums) * powers * table.count
@@ -413,10 +460,10 @@ def _draw_angle(table: _Table, share: Tensor, r: Tensor, r0: Tensor, sigma: Tens
 
     def law(angle: Tensor) -> tuple[Tensor, Tensor]:
         mass, density = _angular(angle, top, dim)
-        return (a * mass).sum(-1, keepdim=True), (a * density).sum(-1, keepdim=True)
+        return event_sum(a * mass, 1)[:, None], event_sum(a * density, 1)[:, None]
 
     grid = torch.linspace(0, math.pi, _GRID + 1, dtype=r.dtype, device=r.device)
-    known = a @ _angular(grid[:, None], top, dim)[0].mT
+    known = _products(a, _angular(grid[:, None], top, dim)[0].mT, table.rows)
     return _invert(law, share * known[:, -1:], grid, known)
 
 
@@ -426,9 +473,9 @@ def _angular(angle: Tensor, count: int, dim: int) -> tuple[Tensor, Tensor]:
     plain, steps = _zonal(cosine, count, dim)
     whole = angle if dim % 2 == 0 else 1 - cosine
     for power in range(2 + dim % 2, dim - 1, 2):
-        whole = (-cosine * sine ** (power - 1) + (power - 1) * whole) / power
-    n = torch.arange(1, count, dtype=angle.dtype, device=angle.device)
-    return torch.cat([whole, sine ** (dim - 1) * steps[:, 1:] / (n * (n + dim - 2))], -1), plain * sine ** (dim - 2)
+        whole = (-cosine * _power(sine, power - 1) + (power - 1) * whole) / power
+    n, weight = torch.arange(1, count, dtype=angle.dtype, device=angle.device), _power(sine, dim - 2)
+    return torch.cat([whole, weight * sine * steps[:, 1:] / (n * (n + dim - 2))], -1), plain * weight
 
 
 def _invert(law: Callable[[Tensor], tuple[Tensor, Tensor]], share: Tensor, grid: Tensor, known: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ The heat kernel :math:`p_\sigma(x | x_0)` is the law at *variance time* :math:`\
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from abc import ABC, abstractmethod
@@ -28,11 +29,35 @@ from torch.distributions import Distribution, constraints
 
 from .tensors import as_like, batch_shape, check_event, check_positive, event_sum, expand_right, values_are_readable
 
+# Functions of a state, which refuse what is no state; see Domain.__init_subclass__.
+_OF_STATES = (
+    "contains",
+    "project",
+    "reflect",
+    "fold",
+    "boundary_distance",
+    "inward_normal",
+    "damp",
+    "to_probabilities",
+)
+
 Draw = Callable[[torch.Size, torch.dtype, torch.device, torch.Generator | None], Tensor]
 
 
+def _takes_states(function: Callable) -> Callable:
+    @functools.wraps(function)
+    def checked(self: Domain, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        check_event(x, self.event_shape)
+        return function(self, x, *args, **kwargs)
+
+    return checked
+
+
 class Domain(ABC):
-    """A closed set in which states live. Public facts: ``event_shape``, ``width``, ``is_cone``."""
+    """A closed set in which states live. Public facts: ``event_shape``, ``width``, ``is_cone``.
+
+    Its functions refuse tensors of integers or of another event shape; that, a domain of your own need not do.
+    """
 
     event_shape: tuple[int, ...]
 
@@ -42,12 +67,22 @@ class Domain(ABC):
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in _OF_STATES:
+            if name in cls.__dict__:
+                setattr(cls, name, _takes_states(cls.__dict__[name]))
+
     @property
     def width(self) -> float:
         """The longest extent of the domain along an axis; infinite where it is unbounded. Unless a domain states it, the
         extent of 4,096 uniform samples."""
         if not self.bounded:
             return math.inf
+        return self._measured_width
+
+    @functools.cached_property
+    def _measured_width(self) -> float:
         x = self.uniform().sample((4096,), generator=torch.Generator().manual_seed(0))  # type: ignore[call-arg]
         return float((x.amax(0) - x.amin(0)).max())
 
@@ -86,16 +121,18 @@ class Domain(ABC):
             f"{type(self).__name__} does not define boundary_distance(x), which damping at walls needs"
         )
 
+    @_takes_states
     def inward_normal(self, x: Tensor) -> Tensor:
         """The unit normal of the wall nearest to x, pointing inwards: the gradient of ``boundary_distance``."""
         with torch.enable_grad():
             at = x if x.requires_grad else x.detach().requires_grad_()
             distance = self.boundary_distance(at)
             slope = torch.autograd.grad(distance.sum(), at, create_graph=x.requires_grad)[0]
-        # where walls are equally near it is split between them
-        length = expand_right(event_sum(slope**2, len(self.event_shape)).sqrt(), len(self.event_shape))
-        return slope / length.clamp(min=torch.finfo(x.dtype).tiny)
+        # where walls are equally near it is split between them; where it vanishes (a centre) there is none
+        squared = event_sum(slope**2, len(self.event_shape)).clamp(min=torch.finfo(x.dtype).tiny)
+        return slope / expand_right(squared.sqrt(), len(self.event_shape))
 
+    @_takes_states
     def damp(self, x: Tensor, vector: Tensor, width: Tensor) -> Tensor:
         """``vector`` with its component normal to the walls scaled to zero at them, over a layer of thickness ``width``.
 
@@ -260,7 +297,7 @@ class HeatKernel(Distribution):
         return x, self._score(x)
 
     def log_prob_and_score(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Both, without checks, at less than the cost of each: for inner loops over many kernels."""
+        """Both, without checks, and where they share work at little more than the cost of one: for inner loops over many kernels."""
         return self._log_prob(x), self._score(x)
 
     def _sample(self, z: Tensor) -> Tensor:

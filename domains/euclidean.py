@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .domain import FoldedDomain, HeatKernel, KernelDomain
-from .tensors import batch_shape, check_shape, event_sum
+from .tensors import batch_shape, check_shape, event_flat, event_sum
 
 
 class Euclidean(FoldedDomain, KernelDomain):
@@ -31,7 +31,7 @@ class Euclidean(FoldedDomain, KernelDomain):
         return {"type": "Euclidean", "event_shape": list(self.event_shape)}
 
     def contains(self, x: Tensor, atol: float = 0.0) -> Tensor:
-        return ~x.isnan().flatten(x.dim() - len(self.event_shape)).any(-1) if self.event_shape else ~x.isnan()
+        return ~event_flat(x.isnan(), len(self.event_shape)).any(-1)
 
     def project(self, x: Tensor) -> Tensor:
         return x

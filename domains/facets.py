@@ -8,17 +8,26 @@ Inside is :math:`\{x : n_j·x + c_j ≥ 0\}` with inward unit normals :math:`n_j
 *Damping.* With distances :math:`d_j`, a vector v is damped over a layer of thickness w to the u that minimises
 :math:`|u - v|^2 + \sum_j c_j (n_j·u)^2`, :math:`c_j = (1 - s_j)/s_j`, :math:`s_j = \min(d_j/w, 1)`: a single wall scales the normal
 component by s, facets out of reach do nothing, and on a wall the normal component is 0 whatever the others do.
+
+*Domains.* :class:`Billiard` gives a domain its ``bounce`` and ``reflect`` by ray marching; :class:`OnDevice` keeps the walls, and other
+constants of a domain, where its states are.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from abc import abstractmethod
+from typing import Any, Generic, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding
 
+from .domain import Domain
 from .tensors import event_sum, values_are_readable
+
+Constants = TypeVar("Constants", bound=tuple)
 
 
 class Bounce(NamedTuple):
@@ -28,6 +37,79 @@ class Bounce(NamedTuple):
     x: Tensor
     count: Tensor  # type: ignore[assignment]  # hides tuple.count, which nobody asks of this one
     finished: Tensor
+
+
+class OnDevice(Generic[Constants]):
+    """Tuples of constant tensors (nested ones too) on the device where they are needed, copied there once.
+
+    Copies and pickles of the owner carry those on the CPU alone. What ``torch.compile`` and ``torch.func`` copy belongs to
+    them and is not kept."""
+
+    def __init__(self, constants: Constants):
+        self._kept = {torch.device("cpu"): constants}
+
+    def __call__(self, device: torch.device) -> Constants:
+        if device in self._kept:
+            return self._kept[device]
+        source = self._kept[torch.device("cpu")]
+        if torch.compiler.is_compiling():
+            return _moved(source, device)
+        # a tensor made in inference mode could not be used for training later
+        with torch.inference_mode(False):
+            constants = _moved(source, device)
+        if not _is_transient(constants):
+            self._kept[device] = constants
+        return constants
+
+    def __getstate__(self) -> dict[str, Any]:
+        cpu = torch.device("cpu")
+        return {"_kept": {cpu: self._kept[cpu]}}
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, tuple):
+        parts = [_moved(v, device) for v in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+    return value
+
+
+def _is_transient(value: Any) -> bool:
+    """Whether tensors among the constants belong to a trace or a transform that ends."""
+    if isinstance(value, Tensor):
+        return type(value) is not Tensor or torch._C._functorch.is_functorch_wrapped_tensor(value)
+    return isinstance(value, tuple) and any(map(_is_transient, value))
+
+
+class Billiard(Domain):
+    """A domain with flat walls in which a path is followed from wall to wall.
+
+    A subclass gives ``_facets(device)``: (normals, offsets), float64.
+
+    Args:
+        max_bounces: a displacement that would bounce more often comes back from ``reflect`` as NaN, so that the status of a
+            solve names the sample; ``bounce`` returns the point and a status instead. Under ``torch.compile`` and ``vmap`` all
+            bounces are unrolled: give a small number there.
+    """
+
+    def __init__(self, max_bounces: int):
+        if isinstance(max_bounces, bool) or not isinstance(max_bounces, (int, float, np.number)):
+            raise TypeError(f"max_bounces: got {max_bounces!r}, expected a whole number of at least 1, e.g. 1000")
+        if max_bounces != max_bounces // 1 or max_bounces < 1 or max_bounces == math.inf:
+            raise ValueError(f"max_bounces: got {max_bounces}, expected a whole number of at least 1, e.g. 1000")
+        self.max_bounces = int(max_bounces)
+
+    @abstractmethod
+    def _facets(self, device: torch.device) -> tuple[Tensor, Tensor]: ...
+
+    def bounce(self, x: Tensor, displacement: Tensor) -> Bounce:
+        """The reflected path's end, the number of its bounces, and whether they sufficed; see ``march``."""
+        return march(x, displacement, *self._facets(x.device), self.max_bounces)
+
+    def reflect(self, x: Tensor, displacement: Tensor) -> Tensor:
+        end, _, finished = self.bounce(x, displacement)
+        return torch.where(finished.unsqueeze(-1), end, math.nan)
 
 
 def facet_products(normals: Tensor, v: Tensor) -> Tensor:
@@ -43,11 +125,10 @@ def facet_distances(x: Tensor, normals: Tensor, offsets: Tensor) -> Tensor:
 def march(x: Tensor, displacement: Tensor, normals: Tensor, offsets: Tensor, max_bounces: int) -> Bounce:
     """Specular reflection of the displacement, both ``[*batch, d]``; ``normals`` and ``offsets`` in float64.
 
-    Computed in float64 whatever the dtype of x, with temporaries ``[*batch, m, d]``. Eager loops end when the whole batch has
-    landed; under ``torch.compile`` and ``vmap`` there are always ``max_bounces`` + 1 rounds, unrolled.
+    Computed in float64 whatever the dtypes, whose common one is that of the result; with temporaries ``[*batch, m, d]``. Eager loops
+    end when the whole batch has landed; under ``torch.compile`` and ``vmap`` there are always ``max_bounces`` + 1 rounds, unrolled.
     """
     shape = torch.broadcast_shapes(x.shape, displacement.shape)
-    normals, offsets = normals.to(x.device), offsets.to(x.device)
     y, v = x.to(offsets.dtype).expand(shape), displacement.to(offsets.dtype).expand(shape)
     last = torch.full(shape[:-1], -1, dtype=torch.long, device=x.device)
     count, flying = torch.zeros_like(last), torch.ones_like(last, dtype=torch.bool)
@@ -58,21 +139,23 @@ def march(x: Tensor, displacement: Tensor, normals: Tensor, offsets: Tensor, max
         step = time.clamp(max=1).unsqueeze(-1)
         moves = (lands | hits).unsqueeze(-1)
         y = torch.where(moves, y + step * v, y)
-        normal = normals[facet]
+        normal = embedding(facet, normals)
         mirrored = v - 2 * event_sum(normal * v, 1).unsqueeze(-1) * normal
         v = torch.where(hits.unsqueeze(-1), (1 - step) * mirrored, v)
         last, count, flying = torch.where(hits, facet, last), count + hits, flying & ~lands
         if values_are_readable(y, v) and not bool(flying.any()):
             break
     still = (displacement == 0).all(-1, keepdim=True)
-    return Bounce(torch.where(still, x, _push_inside(y, normals, offsets).to(x.dtype)), count, ~flying)
+    end = torch.where(still, x, _push_inside(y, normals, offsets).to(torch.promote_types(x.dtype, displacement.dtype)))
+    return Bounce(end, count, ~flying)
 
 
 def _next_wall(y: Tensor, v: Tensor, last: Tensor, normals: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
     """(time, facet) of the first wall ahead, infinite where there is none.
 
-    The wall just hit is not ahead, though rounding may say so of a ball that grazes it; a wall behind which rounding has put
-    the ball is hit at once, so errors do not add up. In a corner the walls are hit one after the other at time 0."""
+    The wall just hit is not ahead, though rounding may say so of a ball that grazes it: from five dimensions on mirroring may leave a
+    rate of −1e-17 as it is, for ever. A wall behind which rounding has put the ball is hit at once. In a corner the walls are hit
+    one after the other at time 0."""
     rate = facet_products(normals, v)
     ahead = (rate < 0) & (torch.arange(len(offsets), device=y.device) != last.unsqueeze(-1))
     distance = facet_distances(y, normals, offsets).clamp(min=0)
@@ -85,19 +168,18 @@ def _push_inside(y: Tensor, normals: Tensor, offsets: Tensor) -> Tensor:
     """y moved back by what rounding has put it behind its walls; twice, for corners."""
     for _ in range(2):
         distance, facet = facet_distances(y, normals, offsets).min(-1)
-        y = y - distance.clamp(max=0).unsqueeze(-1) * normals[facet]
+        y = y - distance.clamp(max=0).unsqueeze(-1) * embedding(facet, normals)
     return y
 
 
-def damp_facets(vector: Tensor, distance: Tensor, normals: Tensor, width: Tensor) -> Tensor:
-    """u as above. ``vector [*batch, d]``, ``distance [*batch, m]``, ``normals [m, d]`` or ``[*batch, m, d]``; ``width``
+def damp_facets(vector: Tensor, distance: Tensor, normals: Tensor, gram: Tensor, width: Tensor) -> Tensor:
+    """u as above. ``vector [*batch, d]``, ``distance [*batch, m]``, ``normals [m, d]``, their products ``gram [m, m]``; ``width``
     broadcasts against ``distance``."""
     s = (distance / width).clamp(0, 1)
-    # u = v − Nᵀλ with λ = c·Nu, multiplied by s so that nothing divides by a distance: (s + (1 − s)NNᵀ)λ = (1 − s)Nv
-    gram = (normals.unsqueeze(-2) * normals.unsqueeze(-3)).sum(-1)
-    along = (normals * vector.unsqueeze(-2)).sum(-1)
-    matrix = torch.diag_embed(s) + (1 - s).unsqueeze(-1) * gram
-    # where more facets meet than there are dimensions the Gram matrix is singular; a little s keeps it solvable
-    matrix = matrix + torch.finfo(s.dtype).eps * torch.eye(s.shape[-1], dtype=s.dtype, device=s.device)
-    force = torch.linalg.solve(matrix, ((1 - s) * along).unsqueeze(-1))
-    return vector - (force * normals).sum(-2)
+    # u = v − Nᵀλ with λ = c·Nu, multiplied by s so that nothing divides by a distance: (s + (1 − s)NNᵀ)λ = (1 − s)Nv;
+    # where more facets meet than there are dimensions that is singular: a little more s keeps it solvable
+    matrix = torch.diag_embed(s + torch.finfo(s.dtype).eps) + (1 - s).unsqueeze(-1) * gram
+    right = (1 - s) * facet_products(normals, vector)
+    # without the check of solve(), which waits for the device, and which one bad sample would make fail for all
+    force = torch.linalg.solve_ex(matrix, right.unsqueeze(-1)).result.squeeze(-1)
+    return vector - facet_products(normals.T, force)

@@ -20,7 +20,7 @@ from .interval import (
     line_log_prob,
     line_score,
 )
-from .tensors import as_like, check_shape, event_sum, shown
+from .tensors import as_like, check_shape, event_flat, event_sum, per_axis, shown
 
 Bounds = float | Sequence[float] | np.ndarray | Tensor
 
@@ -39,7 +39,7 @@ class Hypercube(FoldedDomain, KernelDomain):
 
     def __init__(self, event_shape: Sequence[int], low: Bounds = 0.0, high: Bounds = 1.0):
         self.event_shape = check_shape(event_shape)
-        self._low, self._high = (_bound(v, self.event_shape, n) for v, n in ((low, "low"), (high, "high")))
+        self._low, self._high = (per_axis(v, self.event_shape, n) for v, n in ((low, "low"), (high, "high")))
         if not bool((self._low < self._high).all()):
             i = tuple(np.argwhere(~np.broadcast_to(self._low < self._high, self.event_shape))[0].tolist())
             raise ValueError(
@@ -90,7 +90,7 @@ class Hypercube(FoldedDomain, KernelDomain):
     def contains(self, x: Tensor, atol: float = 0.0) -> Tensor:
         low, high = self.bounds(x)
         inside = (x >= low - atol) & (x <= high + atol)
-        return inside.flatten(x.dim() - len(self.event_shape)).all(-1) if self.event_shape else inside
+        return event_flat(inside, len(self.event_shape)).all(-1)
 
     def project(self, x: Tensor) -> Tensor:
         return _clamp(x, *self.bounds(x))
@@ -103,8 +103,9 @@ class Hypercube(FoldedDomain, KernelDomain):
         phase = (u - low).remainder(2 * width)
         folded = low + (width - (phase - width).abs())
         # points inside come back to the bit, and rounding never leaves the box
-        x = torch.where((u >= low) & (u <= high), u, _clamp(folded, low, high))
-        return x, lambda v: torch.where(phase > width, -v, v)
+        inside = (u >= low) & (u <= high)
+        flipped = (phase > width) & ~inside
+        return torch.where(inside, u, _clamp(folded, low, high)), lambda v: torch.where(flipped, -v, v)
 
     def uniform(self, dtype: torch.dtype | None = None) -> Distribution:
         if not self._closed:
@@ -122,23 +123,15 @@ class Hypercube(FoldedDomain, KernelDomain):
     def boundary_distance(self, x: Tensor) -> Tensor:
         low, high = self.bounds(x)
         distance = torch.minimum(x - low, high - x)
-        return distance.flatten(x.dim() - len(self.event_shape)).amin(-1) if self.event_shape else distance
+        return event_flat(distance, len(self.event_shape)).amin(-1)
 
     def inward_normal(self, x: Tensor) -> Tensor:
         low, high = self.bounds(x)
-        below, above = (
-            v.flatten(x.dim() - len(self.event_shape)) if self.event_shape else v for v in (x - low, high - x)
-        )
-        if not self.event_shape:
-            return torch.where(below <= above, 1.0, -1.0).to(x)
+        below, above = (event_flat(v, len(self.event_shape)) for v in (x - low, high - x))
         distance = torch.minimum(below, above)
         nearest = torch.zeros_like(distance).scatter(-1, distance.argmin(-1, keepdim=True), 1.0)
-        normal = torch.where(below <= above, nearest, -nearest).reshape(x.shape)
-        return torch.where(
-            distance.amin(-1).isinf().reshape(x.shape[: -len(self.event_shape)] + (1,) * len(self.event_shape)),
-            0.0,
-            normal,
-        )
+        normal = torch.where(below <= above, nearest, -nearest)
+        return torch.where(distance.amin(-1, keepdim=True).isinf(), 0.0, normal).reshape(x.shape)
 
     def damp(self, x: Tensor, vector: Tensor, width: Tensor) -> Tensor:
         low, high = self.bounds(x)
@@ -201,7 +194,7 @@ _KINDS = {(True, True): _interval, (True, False): _above, (False, True): _below,
 def _by_kind(which: int, domain: Hypercube, arguments: Sequence[Tensor]) -> Tensor:
     """Each axis by the kernel of its kind; the arguments (x, x0, sigma, low, high) have one shape."""
     ndim = len(domain.event_shape)
-    flat = [v.flatten(v.dim() - ndim) if ndim else v.unsqueeze(-1) for v in arguments]
+    flat = [event_flat(v, ndim) for v in arguments]
     parts, places = [], []
     for kind, function in _KINDS.items():
         axes = domain._axes[kind].to(flat[0].device)
@@ -220,23 +213,9 @@ def _fold_open(u: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Callable[[
     once = torch.where(u < low, 2 * at_low - u, torch.where(u > high, 2 * at_high - u, u))
     folded = torch.where(closed, start + (width - (phase - width).abs()), once)
     inside = (u >= low) & (u <= high)
-    flipped = torch.where(closed, phase > width, ~inside)
+    flipped = torch.where(closed, phase > width, True) & ~inside
     return torch.where(inside, u, folded.clamp(low, high)), lambda v: torch.where(flipped, -v, v)
 
 
 def _clamp(x: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
     return x.clamp(low, high)  # type: ignore[arg-type]  # torch takes two numbers or two tensors
-
-
-def _bound(value: Bounds, event_shape: tuple[int, ...], name: str) -> np.ndarray:
-    """Bounds in float64, 0-d where all axes agree."""
-    array = np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value, dtype=np.float64)
-    try:
-        whole = np.broadcast_to(array, event_shape)
-    except ValueError:
-        raise ValueError(
-            f"{name}: got shape {array.shape}, expected a number or a shape that broadcasts to {event_shape}"
-        ) from None
-    if np.isnan(whole).any():
-        raise ValueError(f"{name}: got NaN, expected bounds; -inf and inf are allowed where an axis is open")
-    return np.array(whole.flat[0]) if (whole == whole.flat[0]).all() else whole.copy()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .domain import FoldedDomain, HeatKernel, KernelDomain
 from .interval import half_line_log_prob, half_line_log_prob_and_score, half_line_score
-from .tensors import as_like, check_shape, event_sum
+from .tensors import as_like, check_shape, event_flat, event_sum
 
 
 class Orthant(FoldedDomain, KernelDomain):
@@ -31,8 +31,7 @@ class Orthant(FoldedDomain, KernelDomain):
         return {"type": "Orthant", "event_shape": list(self.event_shape)}
 
     def contains(self, x: Tensor, atol: float = 0.0) -> Tensor:
-        inside = x >= -atol
-        return inside.flatten(x.dim() - len(self.event_shape)).all(-1) if self.event_shape else inside
+        return event_flat(x >= -atol, len(self.event_shape)).all(-1)
 
     def project(self, x: Tensor) -> Tensor:
         return x.clamp(min=0.0)
@@ -41,7 +40,7 @@ class Orthant(FoldedDomain, KernelDomain):
         return u.abs(), lambda v: torch.where(u < 0, -v, v)
 
     def boundary_distance(self, x: Tensor) -> Tensor:
-        return x.flatten(x.dim() - len(self.event_shape)).amin(-1) if self.event_shape else x
+        return event_flat(x, len(self.event_shape)).amin(-1)
 
     def damp(self, x: Tensor, vector: Tensor, width: Tensor) -> Tensor:
         return vector * (x / as_like(width, x)).clamp(0, 1)

@@ -33,13 +33,10 @@ class Layer(NamedTuple):
     missing: Tensor
     above: Tensor
 
-    def to(self, device: torch.device) -> Layer:
-        return Layer(*(table.to(device) for table in self))
-
 
 @cache
 def subset_layers(n: int) -> tuple[Layer, ...]:
-    """The tables of sizes 0 … n, on the CPU. They are looked up before code is compiled and handed to the functions below."""
+    """The tables of sizes 0 … n, on the CPU; a kernel looks them up once and hands them to the functions below."""
     subsets = [list(combinations(range(n), m)) for m in range(n + 1)]
     places = [{s: i for i, s in enumerate(layer)} for layer in subsets]
 
@@ -74,13 +71,12 @@ def _prefixes(w: Tensor, layers: Sequence[Layer]) -> list[Tensor]:
 
 
 def permanent(w: Tensor, layers: Sequence[Layer]) -> Tensor:
-    """perm w for w ≥ 0 ``[*batch, n, n]``, n ≤ MAX_ROWS: ``[*batch]``; ``layers`` is ``subset_layers(n)``."""
-    return _prefixes(w, [layer.to(w.device) for layer in layers])[-1][..., 0]
+    """perm w for w ≥ 0 ``[*batch, n, n]``, n ≤ MAX_ROWS: ``[*batch]``; ``layers`` is ``subset_layers(n)`` on w's device."""
+    return _prefixes(w, layers)[-1][..., 0]
 
 
 def permanent_and_row_means(w: Tensor, s: Tensor, layers: Sequence[Layer]) -> tuple[Tensor, Tensor]:
     """(perm w ``[*batch]``, the posterior means of s_ij over the column j that row i takes ``[*batch, n]``)."""
-    layers = [layer.to(w.device) for layer in layers]
     n, first = w.shape[-1], _prefixes(w, layers)
     weighted = w * s
     last = torch.ones_like(first[-1])

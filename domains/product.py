@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from .domain import Domain, FoldedDomain, HeatKernel, KernelDomain, Uniform, uniform_law
-from .tensors import as_like, check_event
+from .tensors import as_like, check_event, event_sum
 
 
 class Product(Domain):
@@ -122,17 +122,13 @@ class Product(Domain):
         )
 
     def damp(self, x: Tensor, vector: Tensor, width: Tensor) -> Tensor:
-        if not isinstance(width, Tensor) or width.dim() == 0 or width.shape[-1] == 1:
-            widths = [_beside(width, x, d) for d in self.domains]
-        else:
-            widths = list(self.split(width.expand(x.shape)))
-        parts = zip(self.domains, self.split(x), self.split(vector), widths, strict=True)
-        return self.join(*(d.damp(a, v, w) for d, a, v, w in parts))
+        widths = as_like(width, x)
+        parts = zip(self.domains, self.split(x), self.split(vector), strict=True)
+        return self.join(*(d.damp(a, v, _in_form_of(d, widths)) for d, a, v in parts))
 
 
-def _beside(value: float | Tensor, x: Tensor, part: Domain) -> Tensor:
-    """A value in broadcast form ``[*batch, 1]`` in that of a part."""
-    value = torch.as_tensor(value, dtype=x.dtype, device=x.device)
+def _in_form_of(part: Domain, value: Tensor) -> Tensor:
+    """A value in the product's broadcast form, 0-d or ``[*batch, 1]``, in that of a part."""
     return value if value.dim() == 0 else value.reshape(*value.shape[:-1], *[1] * len(part.event_shape))
 
 
@@ -192,9 +188,10 @@ class ProductKernel(HeatKernel):
                     f"sigma: got {len(sigma)} values, expected one or {len(domain.domains)}, one for each part"
                 )
             sigmas = [as_like(s, x0) for s in sigma]
-        # the parts check their own; the first stands for all where one is asked for
+        # the first σ stands for all where one is asked for; the parts check theirs and their points
         widest = torch.broadcast_shapes(*(as_like(s, x0).shape for s in sigmas))
-        super().__init__(domain, x0, as_like(sigmas[0], x0).expand(widest), validate_args)
+        super().__init__(domain, x0, as_like(sigmas[0], x0).expand(widest), validate_args=False)
+        self._validate = validate_args is not False
         build = "heat_kernel" if validate_args is not False else "unchecked_kernel"
         parts = zip(domain.domains, domain.split(x0), sigmas, strict=True)
         self.parts = [getattr(d, build)(part, s) for d, part, s in parts]
@@ -209,7 +206,12 @@ class ProductKernel(HeatKernel):
 
     def _log_prob(self, x: Tensor) -> Tensor:
         terms = [k._log_prob(part) for k, part in zip(self.parts, self.domain.split(x), strict=True)]
-        return torch.stack(torch.broadcast_tensors(*terms), -1).sum(-1)
+        return event_sum(torch.stack(torch.broadcast_tensors(*terms), -1), 1)
+
+    def log_prob_and_score(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        pairs = [k.log_prob_and_score(part) for k, part in zip(self.parts, self.domain.split(x), strict=True)]
+        total = event_sum(torch.stack(torch.broadcast_tensors(*(log_prob for log_prob, _ in pairs)), -1), 1)
+        return total, self.domain.join(*(score for _, score in pairs))
 
     def _score(self, x: Tensor) -> Tensor:
         return self.domain.join(*(k._score(part) for k, part in zip(self.parts, self.domain.split(x), strict=True)))

@@ -24,15 +24,16 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
 from .domain import FoldedDomain, HeatKernel, KernelDomain, Uniform
 from .interval import interval_detail, interval_score
-from .permanent import MAX_ROWS, permanent, permanent_and_row_means, subset_layers
+from .permanent import MAX_ROWS, Layer, permanent, permanent_and_row_means, subset_layers
 from .probabilities import check_probabilities
-from .tensors import as_like, check_shape, event_sum, values_are_readable
+from .tensors import as_like, check_shape, event_flat, event_sum, values_are_readable
 
 
 class Simplex(FoldedDomain, KernelDomain):
@@ -55,6 +56,7 @@ class Simplex(FoldedDomain, KernelDomain):
         self.event_shape = (*self.shape, self.categories - 1)
         #: tables of the permanent, () where there are too many categories for it
         self._layers = subset_layers(self.categories - 1) if self.categories - 1 <= MAX_ROWS else ()
+        self._layers_on = {torch.device("cpu"): self._layers}
 
     def __repr__(self) -> str:
         return f"Simplex({self.categories}{f', {self.shape}' if self.shape else ''})"
@@ -81,28 +83,27 @@ class Simplex(FoldedDomain, KernelDomain):
         return p.double().cumsum(-1)[..., :-1].clamp(max=1.0).to(p.dtype)
 
     def to_probabilities(self, x: Tensor) -> Tensor:
-        """The probability vectors ``[*batch, *shape, K]`` of states: the gaps."""
+        """The probability vectors ``[*batch, *shape, K]`` of states: the gaps. Refuses points outside."""
+        self.check(x)
         return torch.cat([x[..., :1], x.diff(dim=-1), 1 - x[..., -1:]], -1)
 
     def contains(self, x: Tensor, atol: float = 0.0) -> Tensor:
         # the sorted vector nearest to x in the largest coordinate lies half the worst inversion away
         inversion = x.cummax(-1).values - x
         inside = (x >= -atol) & (x <= 1 + atol) & (inversion <= 2 * atol)
-        return inside.flatten(x.dim() - len(self.event_shape)).all(-1)
+        return event_flat(inside, len(self.event_shape)).all(-1)
 
     def project(self, x: Tensor) -> Tensor:
         """The nearest point: isotonic regression, then the ends clipped."""
         return isotonic(x).clamp(0.0, 1.0)
 
     def fold(self, u: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        phase = u.remainder(2.0)
-        # points inside come back to the bit
-        folded = torch.where((u >= 0) & (u <= 1), u, 1 - (phase - 1).abs())
+        folded, flipped = _fold_unit(u)
         x, order = folded.sort(dim=-1, stable=True)
 
         def back(v: Tensor) -> Tensor:
             unsorted = torch.empty_like(v).scatter(-1, order.expand(v.shape), v)
-            return torch.where(phase > 1, -unsorted, unsorted)
+            return torch.where(flipped, -unsorted, unsorted)
 
         return x, back
 
@@ -118,10 +119,10 @@ class Simplex(FoldedDomain, KernelDomain):
         return Uniform(self, draw, -math.prod(self.shape) * math.lgamma(self.categories), dtype)
 
     def boundary_distance(self, x: Tensor) -> Tensor:
-        return _distances(x).flatten(x.dim() - len(self.event_shape)).amin(-1)
+        return event_flat(_distances(x), len(self.event_shape)).amin(-1)
 
     def inward_normal(self, x: Tensor) -> Tensor:
-        flat = _distances(x).flatten(x.dim() - len(self.event_shape))
+        flat = event_flat(_distances(x), len(self.event_shape))
         nearest = torch.zeros_like(flat).scatter(-1, flat.argmin(-1, keepdim=True), 1.0)
         return _push(nearest.reshape(*x.shape[:-1], self.categories))
 
@@ -130,6 +131,12 @@ class Simplex(FoldedDomain, KernelDomain):
         s = (_distances(x) / as_like(width, x)).clamp(0, 1)
         force = _solve_walls(s, (1 - s) * _along(vector))
         return vector - _push(force)
+
+    def _layers_for(self, x: Tensor) -> tuple[Layer, ...]:
+        """The tables on x's device, copied there once."""
+        if x.device not in self._layers_on:
+            self._layers_on[x.device] = tuple(Layer(*(table.to(x.device) for table in layer)) for layer in self._layers)
+        return self._layers_on[x.device]
 
     def heat_kernel(self, x0: Tensor, sigma: float | Tensor) -> HeatKernel:
         return SimplexKernel(self, x0, sigma)
@@ -146,22 +153,22 @@ class SimplexKernel(HeatKernel):
     @torch.no_grad()
     def sample_with_target(self, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         u = self.x0 + self._sigma * self._noise(self._extended_shape(), generator)
-        folded = torch.where((u >= 0) & (u <= 1), u, 1 - (u.remainder(2.0) - 1).abs())
+        folded, _ = _fold_unit(u)
         target = interval_score(folded, self.x0, self._sigma, 0.0, 1.0)
         x, order = folded.sort(dim=-1, stable=True)
         return x, target.gather(-1, order)
 
     def _log_prob(self, x: Tensor) -> Tensor:
         reference, weights, _ = self._matrices(x)
-        return self._total(reference, permanent(weights, self.domain._layers))
+        return self._total(reference, permanent(weights, self.domain._layers_for(x)))
 
     def _score(self, x: Tensor) -> Tensor:
         _, weights, scores = self._matrices(x)
-        return permanent_and_row_means(weights, scores, self.domain._layers)[1]
+        return permanent_and_row_means(weights, scores, self.domain._layers_for(x))[1]
 
     def log_prob_and_score(self, x: Tensor) -> tuple[Tensor, Tensor]:
         reference, weights, scores = self._matrices(x)
-        total, means = permanent_and_row_means(weights, scores, self.domain._layers)
+        total, means = permanent_and_row_means(weights, scores, self.domain._layers_for(x))
         return self._total(reference, total), means
 
     def _total(self, reference: Tensor, total: Tensor) -> Tensor:
@@ -181,6 +188,12 @@ class SimplexKernel(HeatKernel):
         return reference.diagonal(dim1=-2, dim2=-1), weights, scores
 
 
+def _fold_unit(u: Tensor) -> tuple[Tensor, Tensor]:
+    """The triangle wave onto [0, 1], and whether it falls at u; points inside come back to the bit."""
+    phase, inside = u.remainder(2.0), (u >= 0) & (u <= 1)
+    return torch.where(inside, u, 1 - (phase - 1).abs()), (phase > 1) & ~inside
+
+
 def _reduced(y: Tensor, y0: Tensor) -> Tensor:
     """R of the module docstring, for y and y0 in units of σ: ``[…, n, n]``."""
     n = y.shape[-1]
@@ -196,8 +209,9 @@ def _reduced(y: Tensor, y0: Tensor) -> Tensor:
 
 def check_categories(name: str, categories: int) -> int:
     """K as an int, or an error."""
-    if int(categories) != categories or categories < 2:
-        raise ValueError(f"{name}: got {categories} categories, expected a whole number of at least 2")
+    if isinstance(categories, bool) or not isinstance(categories, (int, np.integer)) or categories < 2:
+        kind = ValueError if isinstance(categories, (int, float, np.number)) else TypeError
+        raise kind(f"{name}: got {categories!r} categories, expected a whole number of at least 2")
     return int(categories)
 
 

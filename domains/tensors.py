@@ -48,7 +48,16 @@ def values_are_readable(*tensors: Tensor) -> bool:
     """False under ``torch.compile``, ``torch.func.vmap`` and for fake tensors, where a check cannot read values."""
     if torch.compiler.is_compiling():
         return False
-    return not any(isinstance(x, FakeTensor) or torch._C._functorch.is_batchedtensor(x) for x in tensors)
+    return not any(isinstance(x, FakeTensor) or _is_batched(x) for x in tensors)
+
+
+def _is_batched(x: Tensor) -> bool:
+    """Whether ``vmap`` is at work on x, also beneath the wrappers of other transforms of ``torch.func``."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(x):
+        if torch._C._functorch.is_batchedtensor(x):
+            return True
+        x = torch._C._functorch.get_unwrapped(x)
+    return False
 
 
 def event_sum(x: Tensor, event_ndim: int) -> Tensor:
@@ -64,6 +73,11 @@ def event_sum(x: Tensor, event_ndim: int) -> Tensor:
             stages = torch.cat([stages, tail], -1)
         x = stages
     return x.contiguous().sum(-1)
+
+
+def event_flat(x: Tensor, event_ndim: int) -> Tensor:
+    """The event as one dimension: ``[*batch, *event] -> [*batch, n]``, for reductions that need one."""
+    return x.flatten(x.dim() - event_ndim) if event_ndim else x.unsqueeze(-1)
 
 
 def expand_right(value: Tensor, ndim: int) -> Tensor:
@@ -107,6 +121,22 @@ def number(value: float, name: str, *, low: float = -math.inf, high: float = mat
         bracket = "(" if open_low else "["
         raise ValueError(f"{name}: got {result:g}, expected a finite number in {bracket}{low:g}, {high:g}]")
     return result
+
+
+def per_axis(
+    value: float | Sequence[float] | np.ndarray | Tensor, event_shape: tuple[int, ...], name: str
+) -> np.ndarray:
+    """A parameter of each axis in float64, 0-d where all axes agree; refuses NaN and shapes that do not broadcast."""
+    array = np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value, dtype=np.float64)
+    try:
+        whole = np.broadcast_to(array, event_shape)
+    except ValueError:
+        raise ValueError(
+            f"{name}: got shape {array.shape}, expected a number or a shape that broadcasts to {event_shape}"
+        ) from None
+    if np.isnan(whole).any():
+        raise ValueError(f"{name}: got NaN, expected numbers")
+    return np.array(whole.flat[0]) if (whole == whole.flat[0]).all() else whole.copy()
 
 
 def check_shape(shape: Sequence[int], name: str = "event_shape") -> tuple[int, ...]:

@@ -18,7 +18,7 @@ from torch.distributions import Distribution
 
 from .domain import FoldedDomain, HeatKernel, KernelDomain, Uniform
 from .interval import interval_log_prob, interval_log_prob_and_score, interval_score
-from .tensors import as_like, batch_shape, check_shape, event_sum, shown
+from .tensors import as_like, batch_shape, check_shape, event_flat, event_sum, per_axis, shown
 
 
 class Torus(FoldedDomain, KernelDomain):
@@ -33,16 +33,9 @@ class Torus(FoldedDomain, KernelDomain):
 
     def __init__(self, event_shape: Sequence[int], period: float | Sequence[float] | np.ndarray | Tensor = 1.0):
         self.event_shape = check_shape(event_shape)
-        array = np.asarray(period.detach().cpu() if isinstance(period, Tensor) else period, dtype=np.float64)
-        try:
-            whole = np.broadcast_to(array, self.event_shape)
-        except ValueError:
-            raise ValueError(
-                f"period: got shape {array.shape}, expected a number or a shape that broadcasts to {self.event_shape}"
-            ) from None
-        if not (np.isfinite(whole) & (whole > 0)).all():
-            raise ValueError(f"period: got {whole.min():g}, expected finite numbers above 0")
-        self._period = np.array(whole.flat[0]) if (whole == whole.flat[0]).all() else whole.copy()
+        self._period = per_axis(period, self.event_shape, "period")
+        if not (np.isfinite(self._period) & (self._period > 0)).all():
+            raise ValueError(f"period: got {self._period.min():g}, expected finite numbers above 0")
 
     def __repr__(self) -> str:
         return f"Torus({self.event_shape}, period={shown(self._period)})"
@@ -69,7 +62,7 @@ class Torus(FoldedDomain, KernelDomain):
 
     def contains(self, x: Tensor, atol: float = 0.0) -> Tensor:
         inside = (x >= -atol) & (x <= self._periods(x) + atol)
-        return inside.flatten(x.dim() - len(self.event_shape)).all(-1) if self.event_shape else inside
+        return event_flat(inside, len(self.event_shape)).all(-1)
 
     def project(self, x: Tensor) -> Tensor:
         return self.fold(x)[0]

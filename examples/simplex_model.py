@@ -20,7 +20,7 @@ seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 30.0
 result = train(score, simplex.from_probabilities(ours), seconds=seconds, batch_size=256, progress=False)
 print(f"{result.steps} steps, loss {result.loss:.3f}")
 print(f"{'real against held-out':32}{sliced_wasserstein(ours, held_out)}")
-for solver, levels in ((ReflectedEulerMaruyama(), 100), (Heun(), 30)):
+for solver, levels in ((ReflectedEulerMaruyama(), 200), (Heun(), 30)):
     x = sample(process, score, solver, karras(process, levels), shape=len(held_out), seed=0).x
     p = simplex.to_probabilities(x)
     feasible = (p >= 0).all(-1) & ((p.sum(-1) - 1).abs() < 1e-6)

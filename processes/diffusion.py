@@ -11,7 +11,7 @@ from torch.distributions import Distribution, constraints
 
 from ..domains import Domain, HeatKernel, KernelDomain, Product
 from ..domains.domain import uniform_law
-from ..domains.tensors import check_positive, expand_right, per_batch
+from ..domains.tensors import check_positive, event_sum, expand_right, per_batch
 from .equations import Field, ForwardSDE, ProbabilityFlow, ReverseSDE
 from .schedule import Schedule
 
@@ -99,8 +99,8 @@ class Diffusion:
 
     def _beside(self, values: Sequence[Tensor]) -> Tensor:
         """Values of the parts ``[*batch]`` next to states: ``[*batch, n]``."""
-        sizes = torch.tensor(self.domain.sizes, device=values[0].device)  # type: ignore[attr-defined]
-        return torch.stack(tuple(values), -1).repeat_interleave(sizes, -1)
+        pairs = zip(values, self.domain.sizes, strict=True)  # type: ignore[attr-defined]
+        return torch.cat([v.unsqueeze(-1).expand(*v.shape, size) for v, size in pairs], -1)
 
     def level(self, t: Any = None, *, sigma: Any = None) -> Level:
         """The level at times ``t`` or at noise levels ``sigma`` (numbers, lists or tensors): float64, whole grids at once."""
@@ -150,7 +150,7 @@ class Diffusion:
         if self.domain.bounded:
             return uniform_law(self.domain, dtype)
         if self.parts:
-            return _Joint(self.domain, [part.prior(dtype, device) for part in self.parts])  # type: ignore[arg-type]
+            return _Joint(self.domain, [part.prior(dtype, device) for part in self.parts], device)  # type: ignore[arg-type]
         if not isinstance(self.domain, KernelDomain):
             raise TypeError(
                 f"prior: {self.domain!r} has neither a uniform law nor a heat kernel to start from; pass initial= to sample"
@@ -178,6 +178,10 @@ def _parts(domain: Domain, schedules: Sequence[Schedule]) -> tuple[Diffusion, ..
             f"Diffusion: got {len(schedules)} schedules on {domain!r}, expected "
             + (f"{count}, one for each part, or a single one" if count > 1 else "a single one; parts make a Product")
         )
+    if any(isinstance(s, (tuple, list)) for s in schedules):
+        raise ValueError(
+            "Diffusion: got schedules within schedules, expected one for each part; a Product in a Product is one part"
+        )
     parts = tuple(Diffusion(d, s) for d, s in zip(domain.domains, schedules, strict=True))
     if len({part.schedule.t_max for part in parts}) > 1:
         ends = ", ".join(f"{part.schedule.t_max:g}" for part in parts)
@@ -193,16 +197,17 @@ class _Joint(Distribution):
     arg_constraints = {}
     support = constraints.real
 
-    def __init__(self, domain: Product, laws: Sequence[Distribution]):
-        self.domain, self.laws = domain, laws
+    def __init__(self, domain: Product, laws: Sequence[Distribution], device: torch.device | str | None):
+        self.domain, self.laws, self.device = domain, laws, device
         super().__init__(torch.Size(), torch.Size(domain.event_shape), validate_args=False)
 
     def sample(self, sample_shape: Sequence[int] = (), *, generator: torch.Generator | None = None) -> Tensor:
-        return self.domain.join(*(law.sample(sample_shape, generator=generator) for law in self.laws))  # type: ignore[arg-type, call-arg]
+        parts = [law.sample(sample_shape, generator=generator) for law in self.laws]  # type: ignore[arg-type, call-arg]
+        return self.domain.join(*(part.to(self.device) for part in parts))
 
     def log_prob(self, x: Tensor) -> Tensor:
         parts = zip(self.laws, self.domain.split(x), strict=True)
-        return torch.stack([law.log_prob(part) for law, part in parts], -1).sum(-1)
+        return event_sum(torch.stack([law.log_prob(part) for law, part in parts], -1), 1)
 
 
 def data_form(level: Level) -> tuple[Tensor, Tensor]:
@@ -227,6 +232,8 @@ class retime:
             raise ValueError(
                 f"retime: got events {source.domain.event_shape} and {target.domain.event_shape}, expected the same domain"
             )
+        if source.parts or target.parts:
+            raise ValueError("retime: got a process with a schedule for each part, expected one schedule on both sides")
         self.score, self.source, self.target = score, source, target
         if hasattr(score, "prediction"):
             self.prediction = self._prediction

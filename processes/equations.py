@@ -51,6 +51,18 @@ class Wall:
         return f"{type(self).__name__}()"
 
 
+def check_field(value: Any, u: Tensor) -> Tensor:
+    """The value of a score or drift at u, or an error that says what it lacks."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"score/drift: got {type(value).__name__}, expected a tensor of x's shape {tuple(u.shape)}")
+    if value.shape != u.shape or value.dtype != u.dtype:
+        raise ValueError(
+            f"score/drift: got {tuple(value.shape)} {value.dtype} for a state of shape {tuple(u.shape)} {u.dtype}, "
+            "expected the same shape and dtype; broadcast t against x, do not flatten the event"
+        )
+    return value
+
+
 class Equation(ABC):
     """dx = [a·x + b·field(x, t)]dt + c dW on ``domain``. Subclasses give ``coefficients`` and ``_field``."""
 
@@ -71,15 +83,7 @@ class Equation(ABC):
 
     def field(self, u: Tensor, t: Tensor, start: Tensor | None = None) -> Tensor:
         """The field read through the wall; refuses a value of another shape or dtype."""
-        value = self.wall.evaluate(self.domain, self._field, u, t, start)
-        if not isinstance(value, Tensor):
-            raise TypeError(f"score/drift: got {type(value).__name__}, expected a tensor of x's shape {tuple(u.shape)}")
-        if value.shape != u.shape or value.dtype != u.dtype:
-            raise ValueError(
-                f"score/drift: got {tuple(value.shape)} {value.dtype} for a state of shape {tuple(u.shape)} {u.dtype}, "
-                "expected the same shape and dtype; broadcast t against x, do not flatten the event"
-            )
-        return value
+        return check_field(self.wall.evaluate(self.domain, self._field, u, t, start), u)
 
     def spread(self, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """The noise as it enters at x, before the factor c: itself, unless the diffusion depends on the state."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..domains import KernelDomain
-from ..domains.tensors import check_event, expand_right, per_batch
+from ..domains.tensors import check_event, check_positive, expand_right, per_batch
 from ..processes import Diffusion
 
 # Elements of one block of (data point, event), and of one block of (state, data point, event). The first alone fixes
@@ -104,6 +104,8 @@ class EmpiricalScore:
         batch = x.shape[: x.dim() - ndim]
         flat = x.reshape(math.prod(batch), *self.domain.event_shape)
         level = per_batch(t, x, ndim, "t").expand(batch).reshape(math.prod(batch))
+        if level.device.type == "cpu":  # reading values on a GPU would stall it
+            check_positive(level, "t")
         dim = math.prod(self.domain.event_shape)
         points = max(1, _DATA_BLOCK // dim)
         states = max(1, _BLOCK // (points * dim))

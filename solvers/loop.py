@@ -18,7 +18,7 @@ from torch import Tensor
 from ..domains import Euclidean, FoldedDomain
 from ..domains.tensors import as_like, event_sum
 from ..processes import Diffusion, Equation, Wall, data_form
-from ..processes.equations import Field
+from ..processes.equations import Field, check_field
 from .bookkeeping import Info, Keeper
 from .checks import as_state, batch_sizes, check_generation, check_problem, check_solver_type, check_times, check_wall
 from .noise import Noise, SampleNoise, Source, WhiteNoise
@@ -217,7 +217,7 @@ def _denoise(process: Diffusion, equation: Equation, solution: Solution, t: floa
     else:
         level = process.event_level(torch.tensor(t, dtype=torch.float64))
         p, q = (as_like(v, x) for v in data_form(level))
-        result = domain.reflect(p * x, q * equation.field(x, now))
+        result = domain.reflect(p * x, q * check_field(score(x, now, **equation.condition), x))
     bad = ~event_sum(result, len(domain.event_shape)).isfinite() & solution.ok
     return replace(
         solution,

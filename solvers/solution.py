@@ -25,7 +25,8 @@ class Status(IntEnum):
 
 _MESSAGES = {
     Status.OK: "reached the end of the grid",
-    Status.NON_FINITE: "the state became NaN or infinite: look at the score there, or take smaller steps",
+    Status.NON_FINITE: "the state became NaN or infinite: look at the score there, or take smaller steps (on a polytope a step that "
+    "bounces more often than its max_bounces ends so, too)",
     Status.MAX_EVALUATIONS: "max_nfe was reached before the end: raise max_nfe or loosen the tolerances",
     Status.STEP_UNDERFLOW: "the step fell below rounding: the field is not smooth there, or the tolerances ask for too much",
 }

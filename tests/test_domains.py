@@ -5,19 +5,23 @@ import math
 import pickle
 import re
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from carom.domains import (
+    Ball,
     Domain,
     Euclidean,
     FoldedDomain,
     Hypercube,
     KernelDomain,
     Orthant,
+    Polytope,
     Product,
+    RegularSimplex,
     Simplex,
     Torus,
     domain_from_config,
@@ -148,8 +152,12 @@ def test_products_split_join_and_act_part_by_part() -> None:
     assert type(pickle.loads(pickle.dumps(both))) is type(both)
 
 
+def test_a_product_is_exact_from_where_all_its_parts_are() -> None:
+    assert Product(Ball(2), Hypercube((1,))).sigma_min == Ball(2).sigma_min > 0
+
+
 def test_a_product_is_what_all_its_parts_are() -> None:
-    plain = Product(Hypercube((1,)), Disk())
+    plain = Product(Hypercube((1,)), RegularSimplex(4))
     assert not isinstance(plain, FoldedDomain) and not isinstance(plain, KernelDomain)
     check_domain(plain)
     assert isinstance(Product(Torus((1,)), Simplex(3)), FoldedDomain)
@@ -166,29 +174,109 @@ def test_a_product_is_what_all_its_parts_are() -> None:
         both.heat_kernel(torch.full((4,), 0.5), [0.1, 0.2, 0.3])
 
 
-class Disk(Domain):
-    """The unit disk with nothing but what the contract asks for; reflection by halving: one bounce, then the nearest point."""
+class Square(Domain):
+    """[−1, 1]² with nothing but what the contract asks for, and one fault, chosen by name."""
 
     event_shape = (2,)
 
+    def __init__(self, fault: str = ""):
+        self.fault = fault
+
     def contains(self, x, atol=0.0):
-        return x.square().sum(-1) <= 1 + 1e-6 + 2 * atol + atol**2
+        return (x.abs() <= 1 + atol).all(-1)
 
     def project(self, x):
-        return torch.where(self.contains(x).unsqueeze(-1), x, x / x.square().sum(-1, keepdim=True).sqrt())
+        return x.clamp(-0.9, 0.9) if self.fault == "project" else x.clamp(-1, 1)
 
     def reflect(self, x, displacement):
-        return self.project(x + displacement)
+        if self.fault == "sticks":
+            return (x + displacement).clamp(-1, 1)
+        return Hypercube((2,), -1.0, 1.0).reflect(x, displacement)
 
     def boundary_distance(self, x):
-        return 1 - x.square().sum(-1).sqrt()
+        return 1 - x.abs().amax(-1)
 
     def uniform(self, dtype=None):
         def draw(shape, dtype, device, generator):
-            r, angle = torch.rand((2, *shape), dtype=dtype, generator=generator, device=device).unbind()
-            return r.sqrt().unsqueeze(-1) * torch.stack([(6.283185307 * angle).cos(), (6.283185307 * angle).sin()], -1)
+            u = torch.rand((*shape, 2), dtype=dtype, generator=generator, device=device)
+            u = u**2 if self.fault == "uneven" else u
+            return u - 0.5 if self.fault == "quarter" else 2 * u - 1
 
-        return Uniform(self, draw, math.log(math.pi), dtype)
+        return Uniform(self, draw, 1.0 if self.fault == "volume" else math.log(4), dtype)
+
+
+@pytest.mark.parametrize(
+    ("fault", "laws"),
+    [
+        ("", set()),
+        ("sticks", {"a straight hit bounces straight back", "reflect keeps the uniform law"}),
+        ("project", {"project lands inside and fixes inside points"}),
+        ("uneven", {"uniform law"}),
+        ("quarter", {"uniform law"}),
+        ("volume", {"uniform law"}),
+    ],
+)
+def test_the_laws_notice_what_a_first_attempt_gets_wrong(fault: str, laws: set[str]) -> None:
+    report = check_domain(Square(fault), raises=False)
+    assert laws <= {failure.name for failure in report.failures}
+    assert bool(report) == (not fault)
+
+
+def test_every_function_of_a_state_refuses_what_is_no_state() -> None:
+    """Integers, arrays and other event shapes, also on a domain of one's own."""
+    for domain in (
+        Square(),
+        Simplex(3),
+        Ball(2),
+        Torus((2,)),
+        Polytope([[1, 0], [0, 1], [-1, -1]], [1, 1, 1]),
+        Hypercube((2,), 0, math.inf),
+    ):
+        for function in (domain.contains, domain.project, domain.boundary_distance, domain.inward_normal):
+            with pytest.raises(TypeError, match=r"x: got dtype torch.int64, expected a floating dtype"):
+                function(torch.zeros(3, 2, dtype=torch.long))
+            with pytest.raises(TypeError, match=r"x: got ndarray, expected a torch.Tensor"):
+                function(np.zeros((3, 2)))
+            with pytest.raises(ValueError, match=r"x: got shape \(3, 4\), expected \[\*batch, 2\]"):
+                function(torch.zeros(3, 4))
+    with pytest.raises(ValueError, match=r"x: 1 of 1 samples lie outside"):
+        Simplex(3).to_probabilities(torch.tensor([[0.7, 0.2]]))
+    with pytest.raises(TypeError, match=r"check_domain: got <class .*expected an instance"):
+        check_domain(Square)
+
+
+@pytest.mark.filterwarnings(
+    "ignore:There is a performance drop"
+)  # torch has no batching rule for the gradient of cummin
+def test_functions_work_beneath_nested_transforms() -> None:
+    """vmap(jacrev(f)): values cannot be read there either."""
+    x = torch.tensor([[0.2, 0.5], [0.1, 0.9], [0.4, 0.3]], dtype=torch.float64)
+    step = torch.tensor([0.3, -0.7], dtype=torch.float64)
+    triangle = Polytope([[-1, 0], [0, 1], [1, -1]], [0, 1, 0], max_bounces=4)
+    for domain in (Simplex(3), triangle, Hypercube((2,)), Torus((2,))):
+        start = domain.project(x)
+        for function in (domain.project, lambda v, domain=domain: domain.reflect(v, step)):
+            jacobian = torch.func.vmap(torch.func.jacrev(function))(start)
+            assert jacobian.shape == (3, 2, 2) and jacobian.isfinite().all()
+    for domain in (Simplex(3), Hypercube((2,)), Torus((2,)), RegularSimplex(3)):
+        score = domain.unchecked_kernel(domain.project(x[0]), 0.3).score
+        start = domain.project(x)
+        forward, reverse = (torch.func.vmap(f(score))(start) for f in (torch.func.jacfwd, torch.func.jacrev))
+        torch.testing.assert_close(forward, reverse, rtol=1e-9, atol=1e-9)
+
+
+def test_a_centre_has_no_normal_and_no_nan() -> None:
+    """At the centre of a disk of one's own the distance has no gradient; damping there does nothing, differentiably."""
+
+    class Disk(Square):
+        def boundary_distance(self, x):
+            return 1 - x.square().sum(-1)  # to first order at the wall; its gradient vanishes at the centre
+
+    x = torch.zeros(1, 2, dtype=torch.float64, requires_grad=True)
+    damped = Disk().damp(x, torch.ones(1, 2, dtype=torch.float64), torch.tensor(0.1, dtype=torch.float64))
+    assert torch.equal(damped, torch.ones_like(damped))
+    (slope,) = torch.autograd.grad(damped.sum(), x)
+    assert slope.isfinite().all()
 
 
 def test_damping_scales_the_normal_component_only_and_to_zero_at_walls() -> None:
@@ -199,6 +287,9 @@ def test_damping_scales_the_normal_component_only_and_to_zero_at_walls() -> None
     torch.testing.assert_close(got, f64(0, 1, 0.5, 1, 1, 0, 1, 1).reshape(4, 2), rtol=0, atol=1e-15)
     assert Orthant((2,)).damp(x[:2], v[:2], width).flatten().tolist() == pytest.approx([0, 1, 0.5, 1])
     assert torch.equal(Euclidean((2,)).damp(x, v, width), v)
+    # a layer wider than the box ends in its middle
+    middle, wide = f64(1.0, 1.0), torch.tensor(50.0, dtype=torch.float64)
+    assert torch.equal(domain.damp(middle, v[0], wide), v[0])
 
 
 def test_uniform_entropy_is_log_volume() -> None:

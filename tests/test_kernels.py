@@ -153,12 +153,18 @@ def test_interval_within_float64_rounding_of_the_walls(graph: bool) -> None:
     check(Hypercube((1,)), interval_cases(0.0, 1.0, ulp=2.0**-52), torch.float64, graph)
 
 
+@pytest.mark.parametrize("graph", [False, True], ids=["split", "select"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_half_line_against_50_digits(dtype: torch.dtype) -> None:
+def test_half_line_against_50_digits(dtype: torch.dtype, graph: bool) -> None:
+    """As an orthant, and as an axis of a box open above or below."""
     x, x0, sigma, log_p, scaled = half_line_cases()
     # the exponent (x − x0)²/2σ² leaves float32 beyond 1e38
     keep = ((x - x0) / sigma).abs() < 1e15
-    check(Orthant((1,)), tuple(v[keep] for v in (x, x0, sigma, log_p, scaled)), dtype, graph=False)
+    cases = tuple(v[keep] for v in (x, x0, sigma, log_p, scaled))
+    for domain in (Orthant((1,)), Hypercube((1,), 0.0, math.inf)):
+        check(domain, cases, dtype, graph)
+    x, x0, sigma, log_p, scaled = cases
+    check(Hypercube((1,), -math.inf, 0.0), (-x, -x0, sigma, log_p, -scaled), dtype, graph)
 
 
 @pytest.mark.parametrize("graph", [False, True], ids=["split", "select"])

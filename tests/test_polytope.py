@@ -1,17 +1,22 @@
 """Polytope: marching against folding, projection against all active sets, hit-and-run against exact moments, refusals."""
 
+import copy
 import itertools
 import math
+import pickle
 import re
 
 import numpy as np
 import pytest
+import scipy.linalg
+import scipy.optimize
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from carom.domains import Hypercube
-from carom.domains.facets import march
+from carom.domains.facets import damp_facets, march
+from carom.domains.nearest import nearest
 from carom.domains.polytope import Polytope
 from carom.domains.regular_simplex import RegularSimplex
 from carom.validation import check_domain
@@ -174,6 +179,83 @@ def test_a_sample_does_not_depend_on_its_batch_in_double_precision() -> None:
         assert all(torch.equal(a, b[i]) for a, b in zip(alone, whole, strict=True))
 
 
+def test_grazing_paths_come_to_an_end() -> None:
+    """Along a wall, in eight dimensions, the sum n·v rounds to −1e-17 at times, and mirroring leaves such a rate as it is."""
+    basis = torch.from_numpy(scipy.linalg.hadamard(8) / math.sqrt(8))
+    body = Polytope(torch.cat([basis, -basis]), torch.full((16,), 3.0), max_bounces=30)
+    coordinates = torch.randn(20_000, 8, dtype=torch.float64, generator=generator()).clamp(-2.9, 2.9)
+    along = 0.3 * torch.randn(20_000, 8, dtype=torch.float64, generator=generator(1))
+    coordinates[:, 0], along[:, 0] = 3.0, 0.0
+    end = body.bounce(body.project(coordinates @ basis), along @ basis)
+    assert end.finished.all() and int(end.count.max()) <= 8
+    assert ((end.x @ basis[0]) - 3).abs().max() <= 1e-14
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_start_a_rounding_behind_a_wall(dtype: torch.dtype) -> None:
+    """States in float32 that contains() calls inside, up to 8 roundings behind their wall, slide along it and end within it."""
+    corners, n = PENTAGON.vertices, 500
+    side = torch.arange(n) % 5
+    t = torch.linspace(0.1, 0.4, n, dtype=torch.float64)[:, None]
+    a, b = corners[side], corners[(side + 1) % 5]
+    x = ((a + t * (b - a)) * (1 + 6e-7)).float()
+    assert PENTAGON.contains(x).all() and (PENTAGON._distances(x) < -3e-7).any(-1).all()
+    d = (0.5 * (b - a)).to(dtype)
+    end = PENTAGON.bounce(x, d)
+    assert end.x.dtype == dtype and PENTAGON.contains(end.x).all() and int(end.count.max()) <= 2
+    torch.testing.assert_close(end.x.double(), x.double() + 0.5 * (b - a), rtol=0, atol=2e-6)
+
+
+def test_a_thousand_bounces_and_more() -> None:
+    """As many as a straight path crosses cells; and no wall is left behind by more than rounding."""
+    body, cube = box([0.0, 0.0], [1.0, 0.01], max_bounces=4000), Hypercube((2,), [0.0, 0.0], [1.0, 0.01])
+    x = cube.uniform(torch.float64).sample((20,), generator=generator())  # type: ignore[call-arg]
+    d = 20 + torch.rand(20, 2, dtype=torch.float64, generator=generator(1))
+    end = body.bounce(x, d)
+    assert end.finished.all() and int(end.count.min()) >= 2000 and body.contains(end.x).all()
+    # a rounding of the velocity at each bounce, times what is left of the path
+    torch.testing.assert_close(end.x, cube.reflect(x, d), rtol=0, atol=2.0**-52 * 21 * int(end.count.max()))
+
+
+def test_results_have_the_common_dtype() -> None:
+    x, d = PENTAGON.centre.float().expand(3, 2), torch.ones(3, 2, dtype=torch.float64)
+    assert PENTAGON.reflect(x, d).dtype == PENTAGON.reflect(x.double(), d.float()).dtype == torch.float64
+    assert PENTAGON.reflect(x, d.float()).dtype == torch.float32
+    layer = torch.tensor(0.1)
+    assert (
+        PENTAGON.damp(x, d, layer).dtype == PENTAGON.damp(x.double(), d.float(), layer.double()).dtype == torch.float64
+    )
+
+
+# --- damping ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_damping_where_more_facets_meet_than_there_are_dimensions(dtype: torch.dtype) -> None:
+    signs = torch.cartesian_prod(*[f64(-1, 1)] * 3)
+    cross = Polytope(signs, torch.ones(8))
+    pyramid = Polytope([[2, 0, 1], [-2, 0, 1], [0, 2, 1], [0, -2, 1], [0, 0, -1]], [1, 1, 1, 1, 0])
+    for body, apex, faces in ((cross, f64(1, 0, 0), signs[:, 0] > 0), (pyramid, f64(0, 0, 1), torch.arange(5) < 4)):
+        v = torch.randn(50, 3, dtype=dtype, generator=generator())
+        x = body.project(apex.to(dtype)).expand(50, 3)
+        damped = body.damp(x, v, torch.tensor(0.1, dtype=dtype))
+        normals = body._normals[faces].to(dtype)
+        assert len(normals) == 4
+        assert (damped @ normals.T).abs().max() <= 16 * torch.finfo(dtype).eps * v.abs().max()
+
+
+def test_damping_by_walls_that_depend_on_one_another_spoils_no_other_sample() -> None:
+    """A wall twice, and three walls in a plane; their systems are singular on the wall. Batch mates are what they are alone."""
+    angles = f64(0, 2 * math.pi / 3, 4 * math.pi / 3)
+    for normals in (f64(1, 0, 1, 0).reshape(2, 2), torch.stack([angles.cos(), angles.sin()], -1)):
+        gram, width = normals @ normals.T, f64(1.0)
+        distance = torch.tensor([0.0, math.nan, 0.5], dtype=torch.float64)[:, None].expand(3, len(normals))
+        v = torch.randn(3, 2, dtype=torch.float64, generator=generator())
+        got = damp_facets(v, distance, normals, gram, width)
+        assert (normals @ got[0]).abs().max() <= 1e-15 and got[1].isnan().any() and got[2].isfinite().all()
+        assert torch.equal(got[2], damp_facets(v[2], distance[2], normals, gram, width))
+
+
 # --- projection -------------------------------------------------------------------------------------------------------
 
 
@@ -249,6 +331,48 @@ def test_projection_in_many_dimensions_and_in_acute_corners() -> None:
         torch.testing.assert_close(y[i], f64(along, slope * along), rtol=0, atol=1e-12)
 
 
+def test_projection_where_an_entering_wall_drives_out_several() -> None:
+    """Many walls about a ball; u − y must be a sum of the outward normals at y with weights ≥ 0, which is what nearest means."""
+    A = torch.randn(60, 5, dtype=torch.float64, generator=generator())
+    A = A / A.norm(dim=-1, keepdim=True)
+    body = Polytope(A, 1 + 0.1 * torch.rand(60, dtype=torch.float64, generator=generator(1)))
+    u = 3 * torch.randn(200, 5, dtype=torch.float64, generator=generator(2))
+    y = body.project(u)
+    assert body.contains(y).all()
+    for gap, move in zip(body._distances(y), u - y, strict=True):
+        touched = A[gap <= 1e-12].T.numpy()
+        residual = scipy.optimize.nnls(touched, move.numpy())[1] if touched.size else float(move.norm())
+        assert residual <= 1e-12
+
+
+def test_a_projection_that_runs_out_of_rounds_or_starts_nowhere_says_so() -> None:
+    constants, tolerance = CORNER._constants(torch.device("cpu")), torch.full((4,), 1e-15, dtype=torch.float64)
+    u = f64(0.1, 0, 0.1, -1, 0.1, 0.1, 9, -9, -9).reshape(3, 3)  # inside, before a wall, before a corner
+    y = nearest(u, constants.normals, constants.offsets, constants.gram, tolerance, max_rounds=2)
+    assert y.isnan().all(-1).tolist() == [False, False, True] and CORNER.contains(y[:2]).all()
+    u = 3 * torch.randn(6, 3, dtype=torch.float64, generator=generator())
+    clean = CORNER.project(u)
+    for bad in (math.nan, math.inf, -math.inf):
+        for axis in range(3):
+            spoilt = u.clone()
+            spoilt[2, axis] = bad
+            for project in (CORNER.project, torch.func.vmap(CORNER.project)):
+                y = project(spoilt)
+                assert y[2].isnan().all()
+                torch.testing.assert_close(y[[0, 1, 3, 4, 5]], clean[[0, 1, 3, 4, 5]], rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_contains_forgives_eight_roundings_and_no_more(dtype: torch.dtype) -> None:
+    body, eps = box([-1.0, 0.0], [1.0, 3.0]), torch.finfo(dtype).eps
+    # the scale of the wall x ≤ 1 is |b| + max |x| = 2, of y ≤ 3 it is 6
+    for axis, end, scale in ((0, 1.0, 2), (1, 3.0, 6)):
+        x = torch.full((2, 2), 0.5, dtype=dtype)
+        x[:, axis] = end + torch.tensor([6, 12], dtype=torch.float64).to(dtype) * scale * eps
+        assert body.contains(x).tolist() == [True, False]
+        assert body.contains(x, atol=8 * scale * eps).all()
+
+
 # --- uniform law ------------------------------------------------------------------------------------------------------
 
 
@@ -267,11 +391,72 @@ def test_hit_and_run_has_the_moments_of_a_simplex(dim: int) -> None:
         assert ((values.mean(0) - want).abs() <= 4.5 * values.std(0) / math.sqrt(n)).all(), (power, values.mean(0))
 
 
+@pytest.mark.montecarlo
+def test_hit_and_run_in_a_long_body_across_the_axes() -> None:
+    """A rectangle of side ratio 100 at 45°, whose bounding box is a square: E u² = 1/3, Var u² = 4/45, five standard errors."""
+    turn = torch.tensor([[1, 1], [-1, 1]], dtype=torch.float64) / math.sqrt(2)
+    half, n = f64(50, 0.5), 4_000
+    body = Polytope(torch.cat([turn, -turn]), torch.cat([half, half]))
+    u = body.uniform(torch.float64).sample((n,), generator=generator()) @ turn.T / half  # type: ignore[call-arg]
+    assert (u.mean(0).abs() <= 5 * math.sqrt(1 / 3 / n)).all()
+    assert (((u**2).mean(0) - 1 / 3).abs() <= 5 * math.sqrt(4 / 45 / n)).all()
+
+
 def test_volume_beyond_reach_is_refused_when_it_is_needed() -> None:
     law = box([0.0] * 10, [1.0] * 10).uniform(torch.float64)
     x = law.sample((3,))
     with pytest.raises(ValueError, match=r"got 10 dimensions, expected at most 8 .* its samples do not"):
         law.log_prob(x)
+
+
+# --- hulls, copies, refusals ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dim", [1, 2, 3, 5])
+def test_from_vertices_is_the_hull(dim: int) -> None:
+    corners = 1e3 + 5 * torch.randn(3 * dim + 4, dim, dtype=torch.float64, generator=generator(dim))
+    middle = corners.mean(0, keepdim=True)
+    body = Polytope.from_vertices(torch.cat([corners, middle]))
+    assert body.contains(corners).all()
+    found = body.vertices
+    # every corner found was given, and all given are in the hull of those found
+    assert (found[:, None] - corners).norm(dim=-1).amin(-1).max() <= 1e-9
+    assert Polytope.from_vertices(found).contains(corners, atol=1e-9).all()
+    assert type(body.project(corners)) is torch.Tensor and len(body.config()["b"]) == len(body._normals)
+
+
+def test_from_vertices_of_known_bodies() -> None:
+    cube = Polytope.from_vertices(list(itertools.product([0, 2], [0, 1], [-1, 1])), max_bounces=7)
+    assert len(cube.config()["b"]) == 6 and cube.max_bounces == 7  # two triangles of a face are one wall
+    assert cube.log_volume == pytest.approx(math.log(4), abs=1e-13)
+    segment = Polytope.from_vertices([[3.0], [-1.0], [0.5]])
+    assert (float(segment.low), float(segment.high)) == (-1, 3)
+    triangle = RegularSimplex(3)
+    ours = Polytope.from_vertices(triangle.from_probabilities(torch.eye(3, dtype=torch.float64)))
+    u = 3 * torch.randn(50, 2, dtype=torch.float64, generator=generator())
+    torch.testing.assert_close(ours.project(u), triangle.project(u), rtol=0, atol=1e-14)
+
+
+def test_constants_are_copied_to_a_device_once_and_stay_out_of_copies() -> None:
+    body, meta = regular(6), torch.device("meta")
+
+    def touch(x: torch.Tensor) -> torch.Tensor:
+        return x.sum() + 0 * body._constants(meta).normals.shape[0]
+
+    torch.func.grad(touch)(torch.ones(2))
+    with torch.inference_mode():
+        first = body._constants(meta)
+    assert not torch._C._functorch.is_functorch_wrapped_tensor(first.normals) and not first.normals.is_inference()
+    assert body._constants(meta) is first and first.normals.device == meta
+    for again in (copy.deepcopy(body), pickle.loads(pickle.dumps(body))):
+        assert again.config() == body.config() and list(again._constants._kept) == [torch.device("cpu")]
+        assert torch.equal(again.project(f64(9, 9)), body.project(f64(9, 9)))
+
+
+def test_damping_reads_no_values() -> None:
+    """On a device without values nothing can be waited for."""
+    x = torch.zeros(4, 3, device="meta")
+    assert CORNER.damp(x, x, torch.tensor(0.1)).shape == RegularSimplex(4).damp(x, x, torch.tensor(0.1)).shape == (4, 3)
 
 
 SQUARE = [[1, 0], [-1, 0], [0, 1], [0, -1]]
@@ -288,8 +473,29 @@ REFUSALS = [
     (lambda: Polytope(SQUARE, [1, 1, 1]), r"b: got shape \(3,\), expected \(4,\)"),
     (lambda: Polytope(SQUARE, [1, 1, 1, math.inf]), "b: got entries that are not finite"),
     (lambda: Polytope([[math.nan, 0], *SQUARE[1:]], [1, 1, 1, 1]), "A: got entries that are not finite"),
-    (lambda: Polytope(SQUARE, [1, 1, 1, 1], max_bounces=0), "max_bounces: got 0"),
+    (lambda: Polytope(SQUARE, [1, 1, 1, 1], max_bounces=0), "max_bounces: got 0.*whole number of at least 1"),
+    (lambda: Polytope(SQUARE, [1, 1, 1, 1], max_bounces=2.5), "max_bounces: got 2.5.*whole number"),
+    (lambda: Polytope(SQUARE, [1, 1, 1, 1], max_bounces=math.inf), "max_bounces: got inf.*whole number"),
+    (lambda: Polytope.from_vertices([1, 2, 3]), r"points: got shape \(3,\), expected \[n, d\]"),
+    (lambda: Polytope.from_vertices([[0, 0], [1, 1], [2, 2]]), "got 3 points that span 1 of 2 dimensions.*drop"),
+    (lambda: Polytope.from_vertices([[0, 0, 0], [1, 0, 0], [0, 1, 0]]), "span 2 of 3 dimensions"),
+    (lambda: Polytope.from_vertices([[2.0], [2.0]]), "span 0 of 1 dimensions"),
+    (lambda: Polytope.from_vertices(torch.zeros(0, 2)), "got 0 points"),
+    (lambda: Polytope.from_vertices([[0, 0], [1, math.inf], [0, 1]]), "points: got entries that are not finite"),
 ]
+MISTYPED = [
+    (lambda: Polytope("walls", [1]), "A: got 'walls', expected numbers"),
+    (lambda: Polytope([[1, 0], [1]], [1, 1]), "A: got .*rows of one length"),
+    (lambda: Polytope(SQUARE, [1, 1, 1, 1], max_bounces="a"), "max_bounces: got 'a', expected a whole number"),
+    (lambda: Polytope.from_vertices({"x": 1}), "points: got .*expected numbers"),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), MISTYPED, ids=[m for _, m in MISTYPED])
+def test_what_is_no_number_is_refused(call, message: str) -> None:
+    with pytest.raises(TypeError) as caught:
+        call()
+    assert re.search(message, str(caught.value)), str(caught.value)
 
 
 @pytest.mark.parametrize(("call", "message"), REFUSALS, ids=[m for _, m in REFUSALS])

@@ -31,7 +31,7 @@ from carom.processes import (
     schedule_from_config,
 )
 from carom.scores import EmpiricalScore, GaussianMixtureScore
-from carom.solvers import AdaptiveODE, EulerMaruyama, Heun, ReflectedEulerMaruyama, WhiteNoise, solve
+from carom.solvers import AdaptiveODE, Euler, EulerMaruyama, Heun, ReflectedEulerMaruyama, WhiteNoise, sample, solve
 from carom.validation import LawError, check_schedule, problems
 from carom.validation import strategies as some
 
@@ -473,6 +473,16 @@ def test_each_part_of_a_product_may_have_a_schedule_of_its_own() -> None:
         joint(data, t), both.join(*(s(a, t) for s, a in zip(scores, pieces, strict=True))), rtol=1e-12, atol=1e-12
     )
     times = torch.linspace(0.6, 0.1, 30)
+    noises = [s.prediction(a, t)[1] for s, a in zip(scores, pieces, strict=True)]
+    torch.testing.assert_close(joint.prediction(data, t)[1], both.join(*noises), rtol=1e-12, atol=1e-12)
+
+    def plain(x, t):  # without a prediction, so that the last denoising step takes the score
+        return joint(x, t)
+
+    last = sample(process, plain, Euler(), [0.4], shape=4, initial=data).x
+    for got, part, score, piece in zip(both.split(last), parts, scores, pieces, strict=True):
+        sigma = part.schedule.sigma(t)
+        torch.testing.assert_close(got, part.domain.reflect(piece, sigma**2 * score(piece, t)), rtol=1e-12, atol=1e-12)
     # EulerMaruyama without noise is Euler
     for run, solver in ((lambda p, s: p.flow(s), Heun()), (lambda p, s: p.reverse(s, 0.0), EulerMaruyama())):
         together = solve(run(process, joint), data, times, solver).x
@@ -504,6 +514,11 @@ def test_schedules_that_do_not_fit_the_parts_are_refused() -> None:
     both = Product(Hypercube((1,)), Simplex(3))
     with pytest.raises(ValueError, match=r"got 3 schedules on Product.*expected 2, one for each part, or a single one"):
         Diffusion(both, [VE(), VE(), VE()])
+    nested = Product(both, Hypercube((1,)))
+    with pytest.raises(ValueError, match=r"schedules within schedules"):
+        Diffusion(nested, [[VE(), VE()], VE()])
+    with pytest.raises(ValueError, match=r"retime: got a process with a schedule for each part"):
+        retime(lambda x, t: x, Diffusion(both, [VE(), EDM()]), Diffusion(both, VE()))
     with pytest.raises(ValueError, match=r"got 2 schedules on Hypercube.*expected a single one"):
         Diffusion(Hypercube((2,)), [VE(), VE()])
     with pytest.raises(ValueError, match=r"whose scale falls"):

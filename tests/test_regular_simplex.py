@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from carom.domains import FoldedDomain, Hypercube, KernelDomain
-from carom.domains.facets import march
+from carom.domains.facets import damp_facets, march
 from carom.domains.regular_simplex import RegularSimplex
 from carom.validation import check_domain
 
@@ -158,6 +158,66 @@ def test_projection_is_the_nearest_probability_vector() -> None:
     torch.testing.assert_close(got, torch.from_numpy(np.maximum(v - low[:, None], 0)), rtol=0, atol=4e-15)
     far = domain.project(u * 1e9)
     assert domain.contains(far).all()
+
+
+@pytest.mark.parametrize("categories", [2, 3, 5, 40])
+@pytest.mark.parametrize("width", [1e-3, 0.3, 50.0])
+def test_damping_is_that_of_facets(categories: int, width: float) -> None:
+    """The closed form against the system of equations, with s = 0 for none, some, and all but one of the walls."""
+    domain = RegularSimplex(categories)
+    p = torch.rand(60, categories, dtype=torch.float64, generator=generator())
+    for row in range(30):
+        p[row, torch.randperm(categories, generator=generator(row))[: 1 + row % (categories - 1)]] = 0
+    x = domain.from_probabilities(p / p.sum(-1, keepdim=True))
+    distance, v = (
+        domain._barycentric(x) * domain._stretch,
+        torch.randn(60, categories - 1, generator=generator(1)).double(),
+    )
+    normals, w = domain._normals, torch.tensor(width, dtype=torch.float64)
+    want = damp_facets(v, distance, normals, normals @ normals.T, w)
+    got = domain.damp(x, v, w)
+    # the system itself loses what its condition, up to w over the largest distance, takes
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-14 * (10 + width) * categories)
+    on_walls = (distance <= 1e-16) & (torch.arange(60) < 30)[:, None]
+    assert on_walls.any() and ((got @ normals.T)[on_walls].abs() <= 1e-14 + 1e-15 / width).all()
+    single = domain.damp(domain.project(x.float()), v.float(), w.float())
+    assert single.dtype == torch.float32 and single.isfinite().all()
+
+
+def test_twenty_thousand_categories_cost_no_square() -> None:
+    domain, k = RegularSimplex(20_000), 20_000
+    x = domain.uniform(torch.float32).sample((2,), generator=generator())  # type: ignore[call-arg]
+    v = torch.randn(2, k - 1, generator=generator(1))
+    damped = domain.damp(x, v, torch.tensor(1e-6))
+    assert damped.isfinite().all() and (damped.norm(dim=-1) <= v.norm(dim=-1)).all()
+    corner = domain.from_probabilities(torch.nn.functional.one_hot(torch.tensor(5), k).double())
+    # all walls but the one opposite meet in a corner: nothing is left
+    assert domain.damp(corner, v[0].double(), torch.tensor(0.1).double()).abs().max() <= 1e-12
+    assert domain.contains(domain.project(3 * v)).all() and domain.boundary_distance(x).shape == (2,)
+    assert float(domain.inward_normal(x).double().norm(dim=-1).sub(1).abs().max()) <= 1e-6
+    assert "_normals" not in domain.__dict__
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("categories", [2, 3, 4])
+def test_contains_forgives_eight_roundings_and_no_more(categories: int, dtype: torch.dtype) -> None:
+    domain = RegularSimplex(categories)
+    normal, eps = domain._normals[0], torch.finfo(dtype).eps
+    wall = -domain.inradius * normal
+    beyond = [(wall - n * eps * normal).to(dtype) for n in (5.0, 14.0)]
+    assert [bool(domain.contains(x)) for x in beyond] == [True, False]
+
+
+@pytest.mark.parametrize("categories", [2, 3, 4])
+def test_results_have_the_common_dtype(categories: int) -> None:
+    domain = RegularSimplex(categories)
+    x = domain.uniform(torch.float32).sample((3,), generator=generator())  # type: ignore[call-arg]
+    assert domain.reflect(x, x.double()).dtype == domain.reflect(x.double(), x).dtype == torch.float64
+    assert domain.damp(x, x.double(), torch.tensor(0.1)).dtype == torch.float64
+    if isinstance(domain, KernelDomain):
+        for a, b, dtype in ((x, x.double(), torch.float64), (x.double(), x, torch.float64), (x, x, torch.float32)):
+            law = domain.heat_kernel(b, 0.3)
+            assert all(v.dtype == dtype for v in (law.log_prob(a), law.score(a), *law.log_prob_and_score(a)))
 
 
 @pytest.mark.montecarlo
@@ -331,6 +391,17 @@ def test_triangle_score_has_no_flux_through_walls(sigma: float) -> None:
     assert ((score * normal).sum(-1).abs() * sigma <= 1e-14 * (1 + score.norm(dim=-1) * sigma + 1 / sigma)).all()
 
 
+def test_triangle_kernel_reads_no_values_off_the_processor() -> None:
+    """On a device without values nothing can be waited for and no shape can depend on data; tables are copied once."""
+    domain, meta = RegularSimplex(3), torch.device("meta")
+    x = torch.zeros(5, 2, device=meta)
+    with torch.no_grad():
+        law = domain.unchecked_kernel(x, torch.full((5,), 0.3, device=meta))
+        log_prob, score = law.log_prob_and_score(x)
+        assert log_prob.shape == (5,) and score.shape == law.sample().shape == (5, 2)
+    assert domain._regimes(meta) is domain._regimes(meta)
+
+
 def test_triangle_kernel_differentiates_twice_and_under_transforms() -> None:
     domain = RegularSimplex(3)
     x0, x = uniform(domain, 5, 0), uniform(domain, 5, 1)
@@ -381,6 +452,10 @@ def test_two_categories_are_an_interval_of_length_root_two() -> None:
 REFUSALS = [
     (lambda: RegularSimplex(1), ValueError, "got 1 categories, expected a whole number of at least 2"),
     (lambda: RegularSimplex(2.5), ValueError, "got 2.5 categories"),
+    (lambda: RegularSimplex([3]), TypeError, r"got \[3\] categories, expected a whole number"),
+    (lambda: RegularSimplex("3"), TypeError, "got '3' categories, expected a whole number"),
+    (lambda: RegularSimplex(3, (2,)), TypeError, r"got \(2,\) for max_bounces.*Simplex\(3, \(2,\)\)"),
+    (lambda: RegularSimplex(3, max_bounces="a"), TypeError, "max_bounces: got 'a', expected a whole number"),
     (lambda: RegularSimplex(4, max_bounces=0), ValueError, "max_bounces: got 0"),
     (
         lambda: RegularSimplex(3).from_probabilities(torch.tensor([0.5, 0.6, 0.1])),

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from carom.domains import Simplex
+from carom.domains import Polytope, Simplex
 from carom.domains.permanent import permanent, permanent_and_row_means, subset_layers
 from carom.domains.simplex import isotonic
 from carom.processes import SDE
@@ -280,3 +280,57 @@ REFUSALS = [
 def test_bad_input_is_refused(call, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_folding_and_sorting_is_what_a_ball_does_between_the_walls() -> None:
+    """The fold against ray marching from wall to wall in the same alcove, for paths that bounce up to some twenty times."""
+    n = 3
+    rows = torch.cat([-torch.eye(n)[:1], torch.eye(n)[:-1] - torch.eye(n)[1:], torch.eye(n)[-1:]]).double()
+    alcove, simplex = Polytope(rows, [0.0, 0.0, 0.0, 1.0]), Simplex(n + 1)
+    y = simplex.uniform(torch.float64).sample((300,), generator=generator())
+    step = torch.randn(300, n, dtype=torch.float64, generator=generator(1))
+    for length in (0.1, 1.0, 3.0):
+        bounce = alcove.bounce(y, length * step)
+        assert bounce.finished.all()
+        # each bounce rounds once more
+        torch.testing.assert_close(bounce.x, simplex.reflect(y, length * step), rtol=0, atol=1e-12)
+
+
+@given(st.integers(2, 7), st.integers(0, 2**20), st.sampled_from([0.05, 0.5, 5.0]))
+@settings(max_examples=40, deadline=None)
+def test_damping_by_elimination_is_damping_by_all_walls_at_once(categories: int, seed: int, width: float) -> None:
+    """u minimises |u − v|² + Σ c_j (n_j·u)², solved densely, with points near corners and layers wider than the simplex."""
+    n = categories - 1
+    axes = torch.eye(n, dtype=torch.float64)
+    normals = torch.cat([axes[:1], (axes[1:] - axes[:-1]) / math.sqrt(2), -axes[-1:]])
+    simplex, g = Simplex(categories), generator(seed)
+    y = simplex.uniform(torch.float64).sample((6,), generator=g)
+    y = y + torch.tensor([0.0, 0.5, 0.99]).repeat(2).double()[:, None] * (y.new_ones(n) - y)  # towards a corner
+    v = torch.randn(6, n, dtype=torch.float64, generator=g)
+    distance = torch.cat([y[:, :1], y.diff(dim=-1) / math.sqrt(2), 1 - y[:, -1:]], -1)
+    s = (distance / width).clamp(0, 1)
+    rows = torch.cat([torch.eye(n).double().expand(6, n, n), ((1 - s) / s).sqrt().unsqueeze(-1) * normals], -2)
+    right = torch.cat([v, torch.zeros_like(s)], -1).unsqueeze(-1)
+    want = torch.linalg.lstsq(rows, right).solution.squeeze(-1)
+    # the least-squares problem has condition numbers up to 1e4 here
+    torch.testing.assert_close(
+        simplex.damp(y, v, torch.tensor(width, dtype=torch.float64)), want, rtol=1e-10, atol=1e-10
+    )
+
+
+@pytest.mark.parametrize("categories", [2, 3, 4, 9])
+def test_the_largest_ball_inside_touches_every_wall(categories: int) -> None:
+    simplex = Simplex(categories)
+    r = simplex.inradius
+    gaps = torch.tensor([r, *[math.sqrt(2) * r] * (categories - 2), r], dtype=torch.float64)
+    centre = simplex.from_probabilities(gaps)
+    assert float(simplex.boundary_distance(centre)) == pytest.approx(r, abs=1e-15)
+
+
+def test_sums_a_little_beyond_rounding_are_refused() -> None:
+    for dtype in (torch.float32, torch.float64):
+        p = torch.full((4,), 0.25, dtype=dtype)
+        room = 8 * 4 * torch.finfo(dtype).eps
+        Simplex(4).from_probabilities(p * (1 + 0.5 * room))
+        with pytest.raises(ValueError, match=r"expected 1"):
+            Simplex(4).from_probabilities(p * (1 + 3 * room))

@@ -10,8 +10,9 @@ import pytest
 import scipy.integrate
 import scipy.stats
 import torch
+from matplotlib import image
 
-from carom.domains import Hypercube
+from carom.domains import Domain, Hypercube, Polytope, Simplex, Torus
 from carom.processes import EDM, VE, VP, CosineVP, Diffusion, FlowMatching, SubVP
 from carom.solvers import Euler, Heun
 from carom.validation import (
@@ -19,6 +20,7 @@ from carom.validation import (
     check_domain,
     check_solver,
     convergence_order,
+    domain_picture,
     energy_distance,
     frechet_distance,
     pictures,
@@ -297,3 +299,22 @@ def test_the_package_imports_neither_hypothesis_nor_matplotlib() -> None:
 def test_the_library_passes_its_own_laws() -> None:
     reports = report()
     assert len(reports) > 15 and all(r.ok for r in reports), "\n".join(str(r) for r in reports if not r.ok)
+
+
+@pytest.mark.parametrize(
+    "domain",
+    [Simplex(3), Hypercube((2,), 0.0, [1.0, math.inf]), Polytope([[1, 0], [0, 1], [-1, -1]], [1, 1, 1]), Torus((1, 2))],
+    ids=repr,
+)
+def test_a_domain_can_be_drawn(domain: Domain, tmp_path: Path) -> None:
+    """With a kernel and without, bounded and open, with walls and without: six panels that differ, and a start that is inside."""
+    path = domain_picture(domain, tmp_path / "domain.png", x0=None)
+    picture = image.imread(path)[..., :3]
+    panels = np.array_split(picture, 6, axis=1)
+    assert picture.shape[0] > 300 and all(part.std() > 0.05 for part in panels)
+    assert domain_picture(domain, tmp_path / "other.png", sigmas=[0.1, 0.2, 0.3, 0.4]).exists()
+
+
+def test_only_domains_of_two_coordinates_are_drawn(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"domain_picture: got events of shape \(3,\), expected two coordinates"):
+        domain_picture(Hypercube((3,)), tmp_path / "domain.png")

@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..domains import Domain, FoldedDomain, KernelDomain
+from ..domains import Domain, FoldedDomain, KernelDomain, Product, Torus
 from ..domains.domain import uniform_law
 from ..domains.registry import DOMAINS, domain_from_config
 from ..domains.tensors import event_sum, expand_right
@@ -30,6 +30,10 @@ def check_domain(domain: Domain, *, points: Tensor | None = None, seed: int = 0,
         seed: of the random points.
         raises: raise :class:`LawError` at the first law that fails (an ``AssertionError``); otherwise report all.
     """
+    if not isinstance(domain, Domain):
+        raise TypeError(
+            f"check_domain: got {domain!r}, expected an instance of a Domain, e.g. check_domain(MyDomain())"
+        )
     bench = Bench(domain, points, seed)
     laws: list[tuple[str, Callable[[Bench], str | None]]] = [
         ("shapes and dtypes", shapes),
@@ -38,6 +42,9 @@ def check_domain(domain: Domain, *, points: Tensor | None = None, seed: int = 0,
         ("reflect lands inside and fixes inside points", reflect_lands_and_fixes),
         ("reflect adds where no wall is hit", reflect_splits),
         ("reflect never lengthens a path", reflect_contracts),
+        ("a straight hit bounces straight back", reflect_bounces),
+        ("reflect keeps the uniform law", reflect_keeps_uniform),
+        ("a sample that is not finite harms no other", isolated),
         ("outside and NaN are outside", outside_is_outside),
         ("uniform law", uniform_draws),
         ("a sample does not depend on its batch", independent),
@@ -114,6 +121,12 @@ def project_lands_and_fixes(bench: Bench) -> None:
         require(bench.domain.contains(y), "a projected point outside", "all inside")
         require_equal(bench.domain.project(y), y, "project of an inside point")
     require_equal(bench.domain.project(bench.inside), bench.inside, "project of an inside point")
+    # points that contains knows and project did not make
+    spread = bench.inside + bench.size * torch.tensor([0.01, 0.1, 0.5]).repeat(8)[: len(bench.inside)].reshape(
+        -1, *[1] * bench.ndim
+    ) * bench.normals(bench.inside)
+    found = spread[bench.domain.contains(spread)]
+    require_equal(bench.domain.project(found), found, "project of an inside point")
 
 
 def project_is_nearest(bench: Bench) -> None:
@@ -156,6 +169,49 @@ def reflect_contracts(bench: Bench) -> None:
         require(moved <= bench.norm(d) + bench.rounding(), "a bounced path longer than its displacement", "at most |d|")
 
 
+def reflect_bounces(bench: Bench) -> str | None:
+    """Along the normal of the nearest wall and a little beyond it, a ball comes back by as much: nothing sticks to walls."""
+    try:
+        distance = bench.domain.boundary_distance(bench.inside)
+        if bool(distance.isinf().all()):
+            return "no walls"
+        x = bench.inside[distance > 1e-3 * bench.size]
+        distance, normal = expand_right(bench.domain.boundary_distance(x), bench.ndim), bench.domain.inward_normal(x)
+    except NotImplementedError:
+        return "no distances from walls given"
+    beyond = 0.01 * distance
+    want = x + (beyond - distance) * normal
+    require_close(bench.domain.reflect(x, -(distance + beyond) * normal), want, bench.rounding(), "a straight bounce")
+    return None
+
+
+def reflect_keeps_uniform(bench: Bench) -> str | None:
+    """x uniform and a displacement independent of it give a uniform end: first and second moments (5 standard errors)."""
+    if not bench.domain.bounded:
+        return "unbounded"
+    law = uniform_law(bench.domain, torch.float64)
+    x, fresh = (law.sample((4000,), generator=bench.generator).double() for _ in range(2))  # type: ignore[call-arg]
+    moved = bench.domain.reflect(x, 0.4 * bench.size * bench.normals(x)).flatten(1)
+    for power in (1, 2):
+        a, b = moved**power, fresh.flatten(1) ** power
+        error = 5 * (a.var(0) / len(a) + b.var(0) / len(b)).sqrt()
+        require_close(a.mean(0), b.mean(0), error, f"moment {power} after a reflected move")
+    return None
+
+
+def isolated(bench: Bench) -> None:
+    """A displacement or a state that is NaN, infinite or huge raises nothing and leaves its batch mates as they are, to the bit."""
+    domain, x = bench.domain, bench.inside[:4]
+    d = 0.3 * bench.size * bench.normals(x)
+    clean = domain.reflect(x, d)[1:], domain.project(x + d)[1:]
+    for bad in (math.nan, math.inf, -math.inf, 1e30):
+        spoilt = d.clone()
+        spoilt.reshape(len(d), -1)[0, 0] = bad
+        got = domain.reflect(x, spoilt)[1:], domain.project(x + spoilt)[1:]
+        for name, a, b in zip(("reflect", "project"), got, clean, strict=True):
+            require_equal(a, b, f"{name} beside a sample of {bad}")
+
+
 def outside_is_outside(bench: Bench) -> None:
     """contains is False at NaN, and at points that project moves by more than rounding; atol widens it."""
     bad = bench.inside.clone()
@@ -181,7 +237,42 @@ def uniform_draws(bench: Bench) -> str | None:
         require(draws[0].dtype == chosen and draws[0].shape == (50, *domain.event_shape), tuple(draws[0].shape), dtype)
         require(domain.contains(draws[0]), "a uniform sample outside", "all inside")
         require_close(law.log_prob(draws[0]).double(), -law.entropy().double(), 1e-4, "log density")
+    return uniform_moments(bench)
+
+
+def uniform_moments(bench: Bench) -> str | None:
+    """Against points of the bounding box that contains lets through: share, mean and second moment (5 standard errors)."""
+    low, high = bounding_ends(bench.domain)
+    box = torch.rand(40_000, len(low), dtype=torch.float64, generator=bench.generator)
+    x = (low + (high - low) * box).reshape(-1, *bench.domain.event_shape)
+    inside = bench.domain.contains(x)
+    x = x[inside].flatten(1)
+    if len(x) < 200:
+        return "too small a part of its bounding box to test the moments"
+    law = uniform_law(bench.domain, torch.float64)
+    draws = law.sample((4000,), generator=bench.generator).double().flatten(1)  # type: ignore[call-arg]
+    share = float(inside.double().mean())
+    volume = float((float(law.entropy()) - (high - low).log().sum()).exp())
+    room = 5 * math.sqrt(max(share * (1 - share), 1e-4) / len(inside))
+    require(abs(share - volume) <= room, f"e^entropy = {volume:.4g} bounding boxes", f"{share:.4g} within {room:.1g}")
+    for power in (1, 2):
+        a, b = draws**power, x**power
+        error = 5 * (a.var(0) / len(a) + b.var(0) / len(b)).sqrt()
+        require_close(a.mean(0), b.mean(0), error, f"moment {power} of uniform samples")
     return None
+
+
+def bounding_ends(domain: Domain) -> tuple[Tensor, Tensor]:
+    """Ends of a bounded domain along its axes, float64 ``[d]``: where points far out project to (a torus is its period)."""
+    if isinstance(domain, Torus):
+        return torch.zeros(math.prod(domain.event_shape), dtype=torch.float64), domain.period.flatten()
+    if isinstance(domain, Product):
+        ends = [bounding_ends(part) for part in domain.domains]
+        return torch.cat([low for low, _ in ends]), torch.cat([high for _, high in ends])
+    dim = math.prod(domain.event_shape)
+    far = 1e4 * domain.width * torch.eye(dim, dtype=torch.float64).reshape(dim, *domain.event_shape)
+    low, high = (domain.project(sign * far).reshape(dim, dim).diagonal() for sign in (-1, 1))
+    return low.contiguous(), high.contiguous()
 
 
 def independent(bench: Bench) -> None:
@@ -305,10 +396,13 @@ def fold_lands(bench: Bench) -> None:
     v = bench.normals(u)
     require_close(bench.norm(back(v)), bench.norm(v), 1e-13 * bench.norm(v), "|back(v)|")
     require_close(back(2 * v - 3 * u), 2 * back(v) - 3 * back(u), bench.rounding() * 5, "back of a sum")
-    inside, stay = domain.fold(bench.inside)
-    require_equal(inside, bench.inside, "fold of an inside point")
-    w = bench.normals(bench.inside)
-    require_equal(stay(w), w, "back at an inside point")
+    for dtype in (torch.float32, torch.float64):
+        # points on walls among them
+        inside = domain.project(bench.all_inside.to(dtype))
+        same, stay = domain.fold(inside)
+        require_equal(same, inside, "fold of an inside point")
+        w = bench.normals(inside)
+        require_equal(stay(w), w, "back at an inside point")
 
 
 def back_carries(bench: Bench) -> None:

@@ -43,7 +43,8 @@ def domain_picture(
     axes = figure.subplots(1, 6)
     walk = _walk(domain, start, size)
     axes[0].plot(walk[:, 0], walk[:, 1], linewidth=0.5)
-    axes[0].set_title("reflected Brownian motion", fontsize=9)
+    walls = "" if bool(domain.boundary_distance(start[None]).isinf().all()) else "reflected "
+    axes[0].set_title(f"{walls}Brownian motion", fontsize=9)
     for panel, sigma in zip(axes[1:5], sigmas, strict=True):
         density = _density(domain, start, sigma, low, high)
         panel.imshow(density.T, origin="lower", extent=(*_ends(low, high, 0), *_ends(low, high, 1)), vmin=0.0)
@@ -88,8 +89,11 @@ def _frame(domain: Domain) -> tuple[Tensor, Tensor]:
 
 def _start(domain: Domain, low: Tensor, high: Tensor) -> Tensor:
     """Between the middle and a wall."""
-    places = torch.stack([low + f * (high - low) for f in (0.5, 0.2)]).reshape(2, *domain.event_shape)
-    return domain.project(domain.project(places).mean(0))
+    corner = domain.project((low + 0.2 * (high - low)).reshape(domain.event_shape))
+    middle = domain.project((0.5 * (low + high)).reshape(domain.event_shape))
+    if domain.bounded:
+        middle = uniform_law(domain).sample((2000,), generator=torch.Generator().manual_seed(0)).double().mean(0)  # type: ignore[call-arg]
+    return domain.project(0.5 * (corner + middle))
 
 
 def _walk(domain: Domain, start: Tensor, size: float) -> np.ndarray:

@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -44,7 +44,7 @@ class TrainingResult:
 
     steps: int
     seconds: float
-    losses: list[float]
+    losses: list[float] = field(repr=False)
     interrupted: bool
     checkpoint: str | None
 
