@@ -114,7 +114,7 @@ def other_domains() -> None:
         f"{'':24}{'states':>8}{'pair, s':>10}{'ns/coord':>10}{'it / exp':>10}{'score, s':>10}{'ns/coord':>10}{'it / exp':>10}"
     )
     for domain, count in pairs:
-        x0 = domain.uniform().sample((count,))
+        x0 = domain.uniform().sample((count,)) if domain.bounded else torch.rand(count, *domain.event_shape)
         kernel = domain.heat_kernel(x0, log_uniform(0.05, SIGMA_MAX, count))
         x = kernel.sample()
         cases: dict[str, Callable[[], object]] = {"pair": kernel.sample_with_target, "exp": x.exp}

@@ -12,7 +12,7 @@ from torch.distributions import Distribution
 
 from .bessel import LEVELS, LogProb, draw_rows, evaluate_rows, sphere_area
 from .domain import HeatKernel, KernelDomain, Uniform
-from .interval import interval_log_prob, interval_log_prob_and_score, interval_score
+from .segment import SegmentKernel
 from .tensors import as_like, event_sum, number
 
 
@@ -127,30 +127,6 @@ def _billiard(x: Tensor, displacement: Tensor) -> Tensor:
     angle = bounces * 2 * (cosine / sine).atan()  # atan2 rounds differently alone and in a batch
     at, ahead = angle.cos() * hit + angle.sin() * tangent, angle.cos() * tangent - angle.sin() * hit
     return (1 - part * cosine) * at + part * sine * ahead
-
-
-class SegmentKernel(HeatKernel):
-    """The ball of one dimension: the kernel of the interval [−R, R], exact at every σ."""
-
-    domain: Ball
-
-    def _arguments(self, x: Tensor) -> tuple[Any, ...]:
-        dtype = torch.result_type(x, self.x0)
-        return x.to(dtype), self.x0.to(dtype), self._sigma.to(dtype), -self.domain.radius, self.domain.radius
-
-    def _sample(self, z: Tensor) -> Tensor:
-        noise = self._sigma * z
-        return self.domain.reflect(self.x0.expand_as(noise), noise)
-
-    def _log_prob(self, x: Tensor) -> Tensor:
-        return interval_log_prob(*self._arguments(x))[..., 0]
-
-    def _score(self, x: Tensor) -> Tensor:
-        return interval_score(*self._arguments(x))
-
-    def log_prob_and_score(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        log_prob, score = interval_log_prob_and_score(*self._arguments(x))
-        return log_prob[..., 0], score
 
 
 class BallKernel(HeatKernel):

@@ -25,11 +25,11 @@ from torch.distributions import Distribution
 
 from .domain import FoldedDomain, HeatKernel, KernelDomain, Uniform
 from .facets import Billiard, Bounce, OnDevice
-from .interval import interval_log_prob, interval_log_prob_and_score, interval_score
 from .probabilities import check_probabilities
+from .segment import SegmentKernel
 from .simplex import check_categories
 from .tensors import as_like, check_event, event_sum
-from .triangle import TriangleKernel, clamped, triangle_regimes
+from .triangle import TriangleKernel, triangle_regimes
 
 # Rounding that contains() forgives, in units of eps of the state's dtype; sums of K terms carry another K eps of float64.
 _SLACK = 8
@@ -236,34 +236,6 @@ class _Segment(_Alcove):
 
     def unchecked_kernel(self, x0: Tensor, sigma: float | Tensor) -> HeatKernel:
         return SegmentKernel(self, x0, sigma, validate_args=False)
-
-
-class SegmentKernel(HeatKernel):
-    """The interval kernel on [−R, R], computed in float64; all it asks of its domain is ``radius`` and ``reflect``."""
-
-    domain: _Segment
-
-    def _arguments(self, x: Tensor) -> tuple[Any, ...]:
-        ends = -self.domain.radius, self.domain.radius
-        # rounding may put a state behind its wall
-        return *(clamped(v.double(), *ends) for v in (x, self.x0)), self._sigma.double(), *ends
-
-    def _dtype(self, x: Tensor) -> torch.dtype:
-        return torch.promote_types(x.dtype, self.x0.dtype)
-
-    def _sample(self, z: Tensor) -> Tensor:
-        noise = self._sigma * z
-        return self.domain.reflect(self.x0.expand_as(noise), noise)
-
-    def _log_prob(self, x: Tensor) -> Tensor:
-        return interval_log_prob(*self._arguments(x))[..., 0].to(self._dtype(x))
-
-    def _score(self, x: Tensor) -> Tensor:
-        return interval_score(*self._arguments(x)).to(self._dtype(x))
-
-    def log_prob_and_score(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        log_prob, score = interval_log_prob_and_score(*self._arguments(x))
-        return log_prob[..., 0].to(self._dtype(x)), score.to(self._dtype(x))
 
 
 class _Triangle(_Alcove):

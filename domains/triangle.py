@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from .domain import HeatKernel
-from .tensors import event_sum, values_are_readable
+from .tensors import clamped, event_sum, values_are_readable
 
 # Upper ends in σ of the regimes by images, each with the fewest of them; modes beyond.
 _EDGES = (0.26, 0.37, 0.5)
@@ -242,8 +242,3 @@ def _split(regimes: Regimes, names: tuple[str, ...], *arguments: Tensor) -> tupl
     return tuple(
         torch.cat(v).index_select(0, back).reshape((*shape, *v[0].shape[1:])) for v in zip(*parts, strict=True)
     )
-
-
-def clamped(x: Tensor, low: float, high: float) -> Tensor:
-    """x between its bounds, with the derivative 1 throughout: the functions that follow go on smoothly across walls."""
-    return x + (x.clamp(low, high) - x).detach()

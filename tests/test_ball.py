@@ -272,11 +272,11 @@ def test_kernel_against_40_digits(dim: int, sigma: float) -> None:
                 check_against_reference(dim, sigma, r, r0, angle)
 
 
-@pytest.mark.parametrize(("dim", "sigma"), [(2, 0.085), (3, 0.09), (3, 0.15)])
+@pytest.mark.parametrize(("dim", "sigma"), [(2, 0.06), (3, 0.08), (3, 0.12)])
 def test_small_sigma_against_40_digits(dim: int, sigma: float) -> None:
-    """The largest tables, between near points: at the wall, and on it, v up to 18."""
+    """The largest tables, between near points: at the wall, and on it, v up to 18; for the smallest σ on the wall alone, to save time."""
     mp.mp.dps = 40
-    for r, r0 in ((0.9, 0.9), (0.9, 1.0), (1.0, 1.0)):
+    for r, r0 in ((1.0, 1.0), (0.9, 0.9), (0.9, 1.0))[: 1 if sigma == 0.06 else 3]:
         for angle in (0.0, 1e-6, 0.5 * sigma, 2 * sigma, 5.5 * sigma):
             check_against_reference(dim, sigma, r, r0, angle)
 
