@@ -88,9 +88,13 @@ class Hypercube(FoldedDomain, KernelDomain):
         return torch.from_numpy(np.broadcast_to(self._high, self.event_shape).copy())
 
     def contains(self, x: Tensor, atol: float = 0.0) -> Tensor:
+        # NaN passes through the minimum, and is outside
+        return self._nearest_wall(x).amin(-1) >= -atol
+
+    def _nearest_wall(self, x: Tensor) -> Tensor:
+        """The distance of each coordinate from its nearer bound, negative outside: ``[*batch, n]``."""
         low, high = self.bounds(x)
-        inside = (x >= low - atol) & (x <= high + atol)
-        return event_flat(inside, len(self.event_shape)).all(-1)
+        return event_flat(torch.minimum(x - low, high - x), len(self.event_shape))
 
     def project(self, x: Tensor) -> Tensor:
         return _clamp(x, *self.bounds(x))
@@ -121,9 +125,7 @@ class Hypercube(FoldedDomain, KernelDomain):
         return Uniform(self, draw, float((self.high - self.low).log().sum()), dtype)
 
     def boundary_distance(self, x: Tensor) -> Tensor:
-        low, high = self.bounds(x)
-        distance = torch.minimum(x - low, high - x)
-        return event_flat(distance, len(self.event_shape)).amin(-1)
+        return self._nearest_wall(x).amin(-1)
 
     def inward_normal(self, x: Tensor) -> Tensor:
         low, high = self.bounds(x)
