@@ -165,6 +165,19 @@ def uniform_law(domain: Domain, dtype: torch.dtype | None = None) -> Distributio
     return domain.uniform(dtype) if takes_dtype else domain.uniform()
 
 
+class WithoutWalls(Domain):
+    """A domain that has none: nothing is near one, and nothing is damped."""
+
+    def boundary_distance(self, x: Tensor) -> Tensor:
+        return x.new_full(batch_shape(x, self.event_shape), math.inf)
+
+    def inward_normal(self, x: Tensor) -> Tensor:
+        return torch.zeros_like(x)
+
+    def damp(self, x: Tensor, vector: Tensor, width: Tensor) -> Tensor:
+        return vector
+
+
 class Uniform(Distribution):
     """The uniform law on a bounded domain.
 

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .domain import FoldedDomain, HeatKernel, KernelDomain
-from .tensors import batch_shape, check_shape, event_flat, event_sum
+from .domain import FoldedDomain, HeatKernel, KernelDomain, WithoutWalls
+from .tensors import check_shape, event_flat, event_sum
 
 
-class Euclidean(FoldedDomain, KernelDomain):
+class Euclidean(WithoutWalls, FoldedDomain, KernelDomain):
     """R^d with states of shape ``event_shape``: nothing reflects, nothing is projected.
 
     Args: event_shape: shape of one state, e.g. ``(3, 32, 32)``.
@@ -38,15 +38,6 @@ class Euclidean(FoldedDomain, KernelDomain):
 
     def fold(self, u: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         return u, lambda v: v
-
-    def boundary_distance(self, x: Tensor) -> Tensor:
-        return x.new_full(batch_shape(x, self.event_shape), math.inf)
-
-    def inward_normal(self, x: Tensor) -> Tensor:
-        return torch.zeros_like(x)
-
-    def damp(self, x: Tensor, vector: Tensor, width: Tensor) -> Tensor:
-        return vector
 
     def heat_kernel(self, x0: Tensor, sigma: float | Tensor) -> HeatKernel:
         return GaussianKernel(self, x0, sigma)

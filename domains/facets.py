@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,8 +27,6 @@ from torch.nn.functional import embedding
 from .domain import Domain
 from .tensors import event_sum, values_are_readable
 
-Constants = TypeVar("Constants", bound=tuple)
-
 
 class Bounce(NamedTuple):
     """Where a ball ended, ``[*batch, d]``; how often it bounced, int64 ``[*batch]``; and whether it went all the way, Bool ``[*batch]``:
@@ -37,49 +35,6 @@ class Bounce(NamedTuple):
     x: Tensor
     count: Tensor  # type: ignore[assignment]  # hides tuple.count, which nobody asks of this one
     finished: Tensor
-
-
-class OnDevice(Generic[Constants]):
-    """Tuples of constant tensors (nested ones too) on the device where they are needed, copied there once.
-
-    Copies and pickles of the owner carry those on the CPU alone. What ``torch.compile`` and ``torch.func`` copy belongs to
-    them and is not kept."""
-
-    def __init__(self, constants: Constants):
-        self._kept = {torch.device("cpu"): constants}
-
-    def __call__(self, device: torch.device) -> Constants:
-        if device in self._kept:
-            return self._kept[device]
-        source = self._kept[torch.device("cpu")]
-        if torch.compiler.is_compiling():
-            return _moved(source, device)
-        # a tensor made in inference mode could not be used for training later
-        with torch.inference_mode(False):
-            constants = _moved(source, device)
-        if not _is_transient(constants):
-            self._kept[device] = constants
-        return constants
-
-    def __getstate__(self) -> dict[str, Any]:
-        cpu = torch.device("cpu")
-        return {"_kept": {cpu: self._kept[cpu]}}
-
-
-def _moved(value: Any, device: torch.device) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, tuple):
-        parts = [_moved(v, device) for v in value]
-        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
-    return value
-
-
-def _is_transient(value: Any) -> bool:
-    """Whether tensors among the constants belong to a trace or a transform that ends."""
-    if isinstance(value, Tensor):
-        return type(value) is not Tensor or torch._C._functorch.is_functorch_wrapped_tensor(value)
-    return isinstance(value, tuple) and any(map(_is_transient, value))
 
 
 class Billiard(Domain):

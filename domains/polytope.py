@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.nn.functional import embedding
 
+from .constants import OnDevice
 from .domain import Uniform
-from .facets import Billiard, OnDevice, damp_facets, facet_distances
+from .facets import Billiard, damp_facets, facet_distances
 from .half_spaces import FLAT, Numbers, bounding_box, half_spaces, hull, largest_ball, normalised, numbers, programme
 from .nearest import nearest
 from .tensors import as_like, values_are_readable

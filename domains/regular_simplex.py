@@ -23,12 +23,13 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from .constants import OnDevice
 from .domain import FoldedDomain, HeatKernel, KernelDomain, Uniform
-from .facets import Billiard, Bounce, OnDevice
+from .facets import Billiard, Bounce
 from .probabilities import check_probabilities
 from .segment import SegmentKernel
 from .simplex import check_categories
-from .tensors import as_like, check_event, event_sum
+from .tensors import as_like, event_sum
 from .triangle import TriangleKernel, triangle_regimes
 
 # Rounding that contains() forgives, in units of eps of the state's dtype; sums of K terms carry another K eps of float64.
@@ -136,7 +137,6 @@ class RegularSimplex(Billiard):
 
     def to_probabilities(self, x: Tensor) -> Tensor:
         """The probability vectors ``[*batch, K]`` of states; rounding below 0 is cut off."""
-        check_event(x, self.event_shape)
         p = self._barycentric(x)
         return torch.where((p < 0) & (p >= -self._slack(x)), 0.0, p).to(x.dtype)
 

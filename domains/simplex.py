@@ -29,9 +29,10 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from .constants import OnDevice
 from .domain import FoldedDomain, HeatKernel, KernelDomain, Uniform
 from .interval import interval_detail, interval_score
-from .permanent import MAX_ROWS, Layer, permanent, permanent_and_row_means, subset_layers
+from .permanent import MAX_ROWS, permanent, permanent_and_row_means, subset_layers
 from .probabilities import check_probabilities
 from .tensors import as_like, check_shape, event_flat, event_sum, values_are_readable
 
@@ -55,8 +56,7 @@ class Simplex(FoldedDomain, KernelDomain):
         self.shape = check_shape(shape, "shape")
         self.event_shape = (*self.shape, self.categories - 1)
         #: tables of the permanent, () where there are too many categories for it
-        self._layers = subset_layers(self.categories - 1) if self.categories - 1 <= MAX_ROWS else ()
-        self._layers_on = {torch.device("cpu"): self._layers}
+        self._layers = OnDevice(subset_layers(self.categories - 1) if self.categories - 1 <= MAX_ROWS else ())
 
     def __repr__(self) -> str:
         return f"Simplex({self.categories}{f', {self.shape}' if self.shape else ''})"
@@ -132,12 +132,6 @@ class Simplex(FoldedDomain, KernelDomain):
         force = _solve_walls(s, (1 - s) * _along(vector))
         return vector - _push(force)
 
-    def _layers_for(self, x: Tensor) -> tuple[Layer, ...]:
-        """The tables on x's device, copied there once."""
-        if x.device not in self._layers_on:
-            self._layers_on[x.device] = tuple(Layer(*(table.to(x.device) for table in layer)) for layer in self._layers)
-        return self._layers_on[x.device]
-
     def heat_kernel(self, x0: Tensor, sigma: float | Tensor) -> HeatKernel:
         return SimplexKernel(self, x0, sigma)
 
@@ -160,15 +154,15 @@ class SimplexKernel(HeatKernel):
 
     def _log_prob(self, x: Tensor) -> Tensor:
         reference, weights, _ = self._matrices(x)
-        return self._total(reference, permanent(weights, self.domain._layers_for(x)))
+        return self._total(reference, permanent(weights, self.domain._layers(x.device)))
 
     def _score(self, x: Tensor) -> Tensor:
         _, weights, scores = self._matrices(x)
-        return permanent_and_row_means(weights, scores, self.domain._layers_for(x))[1]
+        return permanent_and_row_means(weights, scores, self.domain._layers(x.device))[1]
 
     def log_prob_and_score(self, x: Tensor) -> tuple[Tensor, Tensor]:
         reference, weights, scores = self._matrices(x)
-        total, means = permanent_and_row_means(weights, scores, self.domain._layers_for(x))
+        total, means = permanent_and_row_means(weights, scores, self.domain._layers(x.device))
         return self._total(reference, total), means
 
     def _total(self, reference: Tensor, total: Tensor) -> Tensor:
@@ -176,7 +170,7 @@ class SimplexKernel(HeatKernel):
 
     def _matrices(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(log weight of the sorted matching ``[…, n]``, relative weights ``[…, n, n]``, interval scores ``[…, n, n]``)."""
-        if not self.domain._layers:
+        if self.domain.categories - 1 > MAX_ROWS:
             raise ValueError(
                 f"log_prob and score: got {self.domain.categories} categories, expected at most {MAX_ROWS + 1}, for their time "
                 "doubles with each; train with sample_with_target, which is exact at any size"

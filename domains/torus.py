@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from .domain import FoldedDomain, HeatKernel, KernelDomain, Uniform
+from .domain import FoldedDomain, HeatKernel, KernelDomain, Uniform, WithoutWalls
 from .interval import interval_log_prob, interval_log_prob_and_score, interval_score
-from .tensors import as_like, batch_shape, check_shape, event_flat, event_sum, per_axis, shown
+from .tensors import as_like, check_shape, event_flat, event_sum, per_axis, shown
 
 
-class Torus(FoldedDomain, KernelDomain):
+class Torus(WithoutWalls, FoldedDomain, KernelDomain):
     """0 ≤ x ≤ period on every axis, the ends being one point.
 
     Args:
@@ -79,15 +79,6 @@ class Torus(FoldedDomain, KernelDomain):
             return self._periods(u) * u
 
         return Uniform(self, draw, float(self.period.log().sum()), dtype)
-
-    def boundary_distance(self, x: Tensor) -> Tensor:
-        return x.new_full(batch_shape(x, self.event_shape), math.inf)
-
-    def inward_normal(self, x: Tensor) -> Tensor:
-        return torch.zeros_like(x)
-
-    def damp(self, x: Tensor, vector: Tensor, width: Tensor) -> Tensor:
-        return vector
 
     def heat_kernel(self, x0: Tensor, sigma: float | Tensor) -> HeatKernel:
         return WrappedKernel(self, x0, sigma)

@@ -11,7 +11,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..domains import Domain, FoldedDomain, KernelDomain, Product, Torus
+from ..domains import Domain, FoldedDomain, KernelDomain
+from ..domains.bounding import bounding_box
 from ..domains.domain import uniform_law
 from ..domains.registry import DOMAINS, domain_from_config
 from ..domains.tensors import event_sum, expand_right
@@ -192,10 +193,7 @@ def reflect_keeps_uniform(bench: Bench) -> str | None:
     law = uniform_law(bench.domain, torch.float64)
     x, fresh = (law.sample((4000,), generator=bench.generator).double() for _ in range(2))  # type: ignore[call-arg]
     moved = bench.domain.reflect(x, 0.4 * bench.size * bench.normals(x)).flatten(1)
-    for power in (1, 2):
-        a, b = moved**power, fresh.flatten(1) ** power
-        error = 5 * (a.var(0) / len(a) + b.var(0) / len(b)).sqrt()
-        require_close(a.mean(0), b.mean(0), error, f"moment {power} after a reflected move")
+    same_moments(moved, fresh.flatten(1), "after a reflected move")
     return None
 
 
@@ -242,9 +240,8 @@ def uniform_draws(bench: Bench) -> str | None:
 
 def uniform_moments(bench: Bench) -> str | None:
     """Against points of the bounding box that contains lets through: share, mean and second moment (5 standard errors)."""
-    low, high = bounding_ends(bench.domain)
-    box = torch.rand(40_000, len(low), dtype=torch.float64, generator=bench.generator)
-    x = (low + (high - low) * box).reshape(-1, *bench.domain.event_shape)
+    box = bounding_box(bench.domain)
+    x = box.uniform(torch.float64).sample((40_000,), generator=bench.generator)  # type: ignore[call-arg]
     inside = bench.domain.contains(x)
     x = x[inside].flatten(1)
     if len(x) < 200:
@@ -252,27 +249,19 @@ def uniform_moments(bench: Bench) -> str | None:
     law = uniform_law(bench.domain, torch.float64)
     draws = law.sample((4000,), generator=bench.generator).double().flatten(1)  # type: ignore[call-arg]
     share = float(inside.double().mean())
-    volume = float((float(law.entropy()) - (high - low).log().sum()).exp())
+    volume = math.exp(float(law.entropy()) - float(box.uniform().entropy()))
     room = 5 * math.sqrt(max(share * (1 - share), 1e-4) / len(inside))
     require(abs(share - volume) <= room, f"e^entropy = {volume:.4g} bounding boxes", f"{share:.4g} within {room:.1g}")
-    for power in (1, 2):
-        a, b = draws**power, x**power
-        error = 5 * (a.var(0) / len(a) + b.var(0) / len(b)).sqrt()
-        require_close(a.mean(0), b.mean(0), error, f"moment {power} of uniform samples")
+    same_moments(draws, x, "of uniform samples")
     return None
 
 
-def bounding_ends(domain: Domain) -> tuple[Tensor, Tensor]:
-    """Ends of a bounded domain along its axes, float64 ``[d]``: where points far out project to (a torus is its period)."""
-    if isinstance(domain, Torus):
-        return torch.zeros(math.prod(domain.event_shape), dtype=torch.float64), domain.period.flatten()
-    if isinstance(domain, Product):
-        ends = [bounding_ends(part) for part in domain.domains]
-        return torch.cat([low for low, _ in ends]), torch.cat([high for _, high in ends])
-    dim = math.prod(domain.event_shape)
-    far = 1e4 * domain.width * torch.eye(dim, dtype=torch.float64).reshape(dim, *domain.event_shape)
-    low, high = (domain.project(sign * far).reshape(dim, dim).diagonal() for sign in (-1, 1))
-    return low.contiguous(), high.contiguous()
+def same_moments(draws: Tensor, others: Tensor, what: str) -> None:
+    """First and second moments of two sets of samples ``[n, d]`` agree within 5 standard errors."""
+    for power in (1, 2):
+        a, b = draws**power, others**power
+        error = 5 * (a.var(0) / len(a) + b.var(0) / len(b)).sqrt()
+        require_close(a.mean(0), b.mean(0), error, f"moment {power} {what}")
 
 
 def independent(bench: Bench) -> None:

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...domains import Domain, Hypercube, Product, Simplex, Torus
+from ...domains import Domain, Hypercube, Product, Torus
+from ...domains.bounding import bounding_box
 from ...domains.registry import from_config
 from ...domains.tensors import number
 
@@ -225,31 +226,6 @@ def part_levels(sigma: Tensor, domain: Product) -> list[Tensor]:
         sigma[..., first].reshape(*sigma.shape[:-1], *[1] * len(part.event_shape))
         for first, part in zip(firsts, domain.domains, strict=True)
     ]
-
-
-def bounding_box(domain: Domain) -> Hypercube:
-    """The smallest box around a bounded domain: as the domain states it, or from the points in which it touches far planes.
-
-    A point far out along an axis projects to where the domain reaches farthest along it, to a relative 1e-8 on curved walls. No
-    random numbers, for checkpoints must mean the same everywhere.
-    """
-    if isinstance(domain, Hypercube):
-        return domain
-    if isinstance(domain, Simplex):
-        return Hypercube(domain.event_shape)
-    if isinstance(domain, Torus):
-        return Hypercube(domain.event_shape, 0.0, domain.period)
-    dim = math.prod(domain.event_shape)
-    origin = domain.project(torch.zeros(domain.event_shape, dtype=torch.float64))
-    low, high = [], []
-    for axis in range(dim):
-        far = torch.zeros(2, dim, dtype=torch.float64)
-        far[:, axis] = 1e4 * domain.width * torch.tensor([-1.0, 1.0], dtype=torch.float64)
-        ends = domain.project(origin + far.reshape(2, *domain.event_shape)).reshape(2, dim)[:, axis]
-        low.append(float(ends[0]))
-        high.append(float(ends[1]))
-    shape = domain.event_shape
-    return Hypercube(shape, torch.tensor(low).double().reshape(shape), torch.tensor(high).double().reshape(shape))
 
 
 def can_damp(domain: Domain) -> bool:
