@@ -56,6 +56,8 @@ _CENTRE = 1e-10
 _NOTHING = -200.0
 # r from which a point is on the wall: projecting onto it rounds.
 _WALL = 1 - 1e-15
+# float64 numbers in a cache line.
+_LINE = 8
 # Numbers in a [rows, modes] temporary: on a processor they stay in its cache, on an accelerator they keep it busy.
 _CACHED, _BUSY = 1 << 16, 1 << 20
 
@@ -245,10 +247,11 @@ def _blocks(count: int, rows: int) -> list[slice]:
 
 
 def _product(rows: Tensor, matrix: Tensor, block: int) -> Tensor:
-    """rows @ matrix as a product of one fixed shape: matrix products round differently for different numbers of rows, and
-    a sample would depend on its batch."""
+    """rows @ matrix as a product of one fixed shape, with columns in whole cache lines: matrix products round differently for
+    different numbers of rows, and in rows that begin at odd addresses; a sample would depend on its batch."""
+    columns = matrix.shape[1]
     padded = torch.nn.functional.pad(rows, (0, 0, 0, block - len(rows)))
-    return (padded @ matrix)[: len(rows)]
+    return (padded @ torch.nn.functional.pad(matrix, (0, -columns % _LINE)))[: len(rows), :columns]
 
 
 def _products(rows: Tensor, matrix: Tensor, block: int) -> Tensor:
