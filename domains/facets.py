@@ -58,6 +58,9 @@ class Billiard(Domain):
     @abstractmethod
     def _facets(self, device: torch.device) -> tuple[Tensor, Tensor]: ...
 
+    def facets(self) -> tuple[Tensor, Tensor]:
+        return self._facets(torch.device("cpu"))
+
     def bounce(self, x: Tensor, displacement: Tensor) -> Bounce:
         """The reflected path's end, the number of its bounces, and whether they sufficed; see ``march``."""
         return march(x, displacement, *self._facets(x.device), self.max_bounces)

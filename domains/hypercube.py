@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -126,6 +127,13 @@ class Hypercube(FoldedDomain, KernelDomain):
 
     def boundary_distance(self, x: Tensor) -> Tensor:
         return self._nearest_wall(x).amin(-1)
+
+    def facets(self) -> tuple[Tensor, Tensor]:
+        """Lower walls first, then upper ones; open ends have none."""
+        axes = torch.eye(math.prod(self.event_shape), dtype=torch.float64)
+        low, high = self.low.flatten(), self.high.flatten()
+        below, above = low.isfinite(), high.isfinite()
+        return torch.cat([axes[below], -axes[above]]), torch.cat([-low[below], high[above]])
 
     def inward_normal(self, x: Tensor) -> Tensor:
         low, high = self.bounds(x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -41,6 +42,10 @@ class Orthant(FoldedDomain, KernelDomain):
 
     def boundary_distance(self, x: Tensor) -> Tensor:
         return event_flat(x, len(self.event_shape)).amin(-1)
+
+    def facets(self) -> tuple[Tensor, Tensor]:
+        n = math.prod(self.event_shape)
+        return torch.eye(n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
 
     def damp(self, x: Tensor, vector: Tensor, width: Tensor) -> Tensor:
         return vector * (x / as_like(width, x)).clamp(0, 1)

@@ -158,9 +158,11 @@ class Diffusion:
         origin = torch.zeros(self.domain.event_shape, dtype=dtype, device=device)
         return self.domain.heat_kernel(origin, self.schedule.prior_std)
 
-    def forward(self) -> ForwardSDE:
-        """The noising SDE."""
-        return ForwardSDE(self)
+    def forward(
+        self, score: Field | None = None, stochasticity: float | Callable[[Tensor], Tensor] = 1.0
+    ) -> ForwardSDE:
+        """The noising SDE; with a score, any other member of the family in the direction of growing t (0 the flow)."""
+        return ForwardSDE(self, score, stochasticity)
 
     def reverse(self, score: Field, stochasticity: float | Callable[[Tensor], Tensor] = 1.0) -> ReverseSDE:
         """The generating SDE with this score; 0 is the flow, 1 the reverse SDE; all share the marginals."""

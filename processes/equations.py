@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..domains import Domain
+from ..domains import Domain, Euclidean
 from ..domains.tensors import as_like
 
 if TYPE_CHECKING:
@@ -85,9 +85,18 @@ class Equation(ABC):
         """The field read through the wall; refuses a value of another shape or dtype."""
         return check_field(self.wall.evaluate(self.domain, self._field, u, t, start), u)
 
+    def prediction(self, u: Tensor, t: Tensor) -> tuple[Tensor, Tensor] | None:
+        """(E[x0 | x], E[ε | x]) where the score offers them and no wall is in the way, else None. Unlike a score they stay finite
+        where the scale or σ vanish, and keep their digits near there."""
+        return None
+
     def spread(self, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """The noise as it enters at x, before the factor c: itself, unless the diffusion depends on the state."""
         return noise
+
+    def spread_slope(self, x: Tensor, t: Tensor) -> Tensor | None:
+        """c ∂c/∂x of a diagonal diffusion c(x, t), coordinate by coordinate; None where it does not depend on the state."""
+        return None
 
     def settle(self, x: Tensor, y: Tensor) -> Tensor:
         """The wall after a move x → y; the loop calls it after each step, composite rules between moves."""
@@ -174,6 +183,13 @@ class SDE(_General):
             return (value * noise.unsqueeze(-2)).sum(-1)
         return value * noise
 
+    def spread_slope(self, x: Tensor, t: Tensor) -> Tensor | None:
+        if not callable(self.diffusion):
+            return None
+        at = torch.broadcast_to(as_like(self.diffusion(x, t), x), x.shape)
+        _, slope, *_ = torch.func.jvp(lambda u: torch.broadcast_to(as_like(self.diffusion(u, t), u), u.shape), (x,), (at,))
+        return slope
+
     def _shared_matrix(self, value: Tensor, x: Tensor, t: Tensor) -> bool:
         """Whether a callable's [d, d] for states [B, d] is one matrix for all rows. Where B = d its shape does not tell it from
         diagonals; then the answer to one more row does."""
@@ -222,6 +238,13 @@ class _OfProcess(Equation):
     def _value(self, x: Tensor, t: Tensor) -> Tensor:
         return self.score(x, t, **self.condition)  # type: ignore[misc]
 
+    def prediction(self, u: Tensor, t: Tensor) -> tuple[Tensor, Tensor] | None:
+        # only vectors can be carried across a wall, and a predicted x0 is a point
+        if self.process.parts or not isinstance(self.domain, Euclidean) or not hasattr(self.score, "prediction"):
+            return None
+        data, noise = self.score.prediction(u, t, **self.condition)  # type: ignore[union-attr]
+        return check_field(data, u), check_field(noise, u)
+
     def spread(self, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         return self._by_part(t)[2] * noise if self.process.parts else noise
 
@@ -243,31 +266,14 @@ class _OfProcess(Equation):
         return other
 
 
-class ForwardSDE(_OfProcess):
-    """The noising process: dx = a x dt + g dW, in the direction of growing t. It has no field."""
+class _Family(_OfProcess):
+    r"""The equations that share the marginals of the process, at any noise η = ``stochasticity`` ≥ 0, a number or a function of t."""
 
     stochastic = True
-    direction = 1
 
-    def _triple(self, schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return schedule.drift_rate(t), torch.zeros_like(t), schedule.diffusion(t)
-
-    def _value(self, x: Tensor, t: Tensor) -> Tensor:
-        return torch.zeros_like(x)
-
-
-class ReverseSDE(_OfProcess):
-    r"""The family with the marginals of the process: :math:`dx = [a x - \tfrac{1+η}2 g^2\,score] dt + \sqrt η\, g\, d\bar W`.
-
-    η = ``stochasticity`` ≥ 0, a number or a function of t: 1 is the reverse SDE (Anderson 1982), 0 the probability flow,
-    between and beyond all have the same marginals (with β of Karras et al. 2022, eq. 6: η = βσ/σ'). It runs in the
-    direction of falling t.
-    """
-
-    stochastic = True
-    direction = -1
-
-    def __init__(self, process: Diffusion, score: Field, stochasticity: float | Callable[[Tensor], Tensor] = 1.0):
+    def __init__(
+        self, process: Diffusion, score: Field | None, stochasticity: float | Callable[[Tensor], Tensor] = 1.0
+    ):
         super().__init__(process, score)
         if not callable(stochasticity) and not stochasticity >= 0:
             raise ValueError(
@@ -279,7 +285,41 @@ class ReverseSDE(_OfProcess):
         eta = self.stochasticity(t) if callable(self.stochasticity) else self.stochasticity
         eta = torch.as_tensor(eta, dtype=t.dtype, device=t.device).expand_as(t)
         g = schedule.diffusion(t)
-        return schedule.drift_rate(t), -0.5 * (1 + eta) * g * g, eta.sqrt() * g
+        return schedule.drift_rate(t), -0.5 * (1 - self.direction * eta) * g * g, eta.sqrt() * g
+
+
+class ForwardSDE(_Family):
+    r"""The family in the direction of growing t: :math:`dx = [a x - \tfrac{1-η}2 g^2\,score] dt + \sqrt η\, g\, dW`.
+
+    η = 1, the default, is the noising process, dx = a x dt + g dW, which needs no score; 0 the probability flow, any other encodes with
+    noise and needs one.
+    """
+
+    direction = 1
+
+    def __init__(
+        self, process: Diffusion, score: Field | None = None, stochasticity: float | Callable[[Tensor], Tensor] = 1.0
+    ):
+        super().__init__(process, score, stochasticity)
+        if score is None and stochasticity != 1.0:
+            raise ValueError(
+                f"ForwardSDE: got stochasticity {stochasticity} without a score, expected a score: only the noising process itself, of "
+                "stochasticity 1, needs none"
+            )
+
+    def _value(self, x: Tensor, t: Tensor) -> Tensor:
+        return torch.zeros_like(x) if self.score is None else super()._value(x, t)
+
+
+class ReverseSDE(_Family):
+    r"""The family with the marginals of the process: :math:`dx = [a x - \tfrac{1+η}2 g^2\,score] dt + \sqrt η\, g\, d\bar W`.
+
+    η = ``stochasticity`` ≥ 0, a number or a function of t: 1 is the reverse SDE (Anderson 1982), 0 the probability flow,
+    between and beyond all have the same marginals (with β of Karras et al. 2022, eq. 6: η = βσ/σ'). It runs in the
+    direction of falling t.
+    """
+
+    direction = -1
 
 
 class ProbabilityFlow(_OfProcess):

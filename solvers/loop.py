@@ -163,7 +163,7 @@ def default_wall(equation: Equation, solver: Solver) -> Wall:
         return Wall()
     if solver.wall is not None:
         return solver.wall
-    if not equation.stochastic:
+    if not equation.stochastic and not solver.stochastic:
         return Project()
     return Cover() if solver.multistage and isinstance(equation.domain, FoldedDomain) else Reflect()
 
@@ -192,9 +192,24 @@ def _run(
     return keeper.solution(x, solver.report(state, plan))
 
 
-def _draws(plan: Sequence[Record], source: Source | None) -> Iterator[tuple[Tensor, ...]]:
+class Draws:
+    """The unit normals of one step, each drawn when the rule asks for it, so that a step of many draws holds only one."""
+
+    def __init__(self, source: Source, record: Record):
+        self.source, self.t, self.s, self.count = source, record.t, record.s, record.draws
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, k: int) -> Tensor:
+        if not 0 <= k < self.count:
+            raise IndexError(k)
+        return self.source(self.t, self.s, stream=k)
+
+
+def _draws(plan: Sequence[Record], source: Source | None) -> Iterator[Any]:
     for record in plan:
-        yield tuple(source(record.t, record.s, stream=k) for k in range(record.draws))  # type: ignore
+        yield () if source is None or not record.draws else Draws(source, record)
 
 
 def _recipe(seed: Seed, noise: Noise | None) -> Noise:

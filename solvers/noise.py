@@ -26,7 +26,9 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 _MASK = (1 << 64) - 1
-_LEVELS = 24  # dyadic levels of a Brownian path per unit of time; a step must be longer than 2^-24
+_LEVELS = 24  # dyadic levels of a Brownian path per unit of time
+#: steps on a Brownian path must be longer than this
+RESOLUTION = 2.0**-_LEVELS
 
 
 def mix(*words: int) -> int:
@@ -63,6 +65,10 @@ class Source(ABC):
     def initial(self, distribution: Distribution) -> Tensor:
         """Draws of the distribution for the whole batch: ``[*batch, *event]``."""
 
+    @abstractmethod
+    def paths(self) -> list[Source]:
+        """A Brownian path for each sample, to be read at times of its own: sources for one row each. Of the same seeds, always the same."""
+
     def _normals(self, generator: torch.Generator, shape: Sequence[int]) -> Tensor:
         return torch.randn(tuple(shape), generator=generator, dtype=self.dtype, device=generator.device)
 
@@ -81,9 +87,12 @@ class Noise(ABC):
 
 
 class _WhiteSource(Source):
-    def __init__(self, x: Tensor, batch_ndim: int, generator: torch.Generator):
+    def __init__(self, x: Tensor, batch_ndim: int, seed: int, device: str | torch.device):
         super().__init__(x, batch_ndim)
-        self.generator = generator
+        self.seed, self.generator = seed, seeded(seed, device)
+
+    def paths(self) -> list[Source]:
+        return _paths([mix(self.seed, i) for i in range(math.prod(self.batch))], self)
 
     def __call__(self, t: float, s: float, stream: int = 0, rows: Tensor | None = None) -> Tensor:
         shape = self.shape if rows is None else (len(rows), *self.event)
@@ -106,13 +115,16 @@ class WhiteNoise(Noise):
 
     def open(self, x: Tensor, event_ndim: int | None = None) -> Source:
         seed = global_seed() if self.seed is None else self.seed
-        return _WhiteSource(x, self._batch_ndim(x, event_ndim), seeded(seed, self.device))
+        return _WhiteSource(x, self._batch_ndim(x, event_ndim), seed, self.device)
 
 
 class _SampleSource(Source):
-    def __init__(self, x: Tensor, batch_ndim: int, generators: list[torch.Generator]):
+    def __init__(self, x: Tensor, batch_ndim: int, seeds: list[int]):
         super().__init__(x, batch_ndim)
-        self.generators = generators
+        self.seeds, self.generators = seeds, [seeded(mix(seed)) for seed in seeds]
+
+    def paths(self) -> list[Source]:
+        return _paths(self.seeds, self)
 
     def __call__(self, t: float, s: float, stream: int = 0, rows: Tensor | None = None) -> Tensor:
         chosen = self.generators if rows is None else [self.generators[i] for i in rows.tolist()]
@@ -139,7 +151,7 @@ class SampleNoise(Noise):
     def open(self, x: Tensor, event_ndim: int | None = None) -> Source:
         batch_ndim = self._batch_ndim(x, event_ndim)
         _check_count(self.seeds, x, batch_ndim)
-        return _SampleSource(x, batch_ndim, [seeded(mix(seed)) for seed in self.seeds])
+        return _SampleSource(x, batch_ndim, self.seeds)
 
 
 class _PathSource(Source):
@@ -160,7 +172,7 @@ class _PathSource(Source):
         i, j = round(float(t) * unit), round(float(s) * unit)
         if i == j:
             raise ValueError(
-                f"BrownianPath: got the step [{t:g}, {s:g}], expected steps longer than {2.0**-_LEVELS:.1e}; "
+                f"BrownianPath: got the step [{t:g}, {s:g}], expected steps longer than {RESOLUTION:.1e}; "
                 "rescale time or use SampleNoise"
             )
         low, high = min(i, j), max(i, j)
@@ -169,6 +181,9 @@ class _PathSource(Source):
         if rows is not None:
             return increment[rows.cpu()].to(self.device)
         return increment.reshape(self.shape).to(self.device)
+
+    def paths(self) -> list[Source]:
+        return _paths(self.seeds, self)
 
     def initial(self, distribution: Distribution) -> Tensor:
         draws = [distribution.sample((), generator=seeded(mix(seed, -1))) for seed in self.seeds]  # type: ignore[call-arg]
@@ -212,6 +227,11 @@ class _PathSource(Source):
         for row, seed in zip(out.unbind(), self.seeds, strict=True):
             row.normal_(generator=generator.manual_seed(mix(seed, cell, stream, place)))
         return out.double()
+
+
+def _paths(seeds: Sequence[int], like: Source) -> list[Source]:
+    row = torch.empty((1, *like.event), dtype=like.dtype, device=like.device)
+    return [_PathSource(row, 1, [seed]) for seed in seeds]
 
 
 class BrownianPath(Noise):

@@ -93,7 +93,8 @@ class Solver(ABC):
     """A step rule. Its facts are read by the loop, by the tests and by the solver table.
 
     Facts:
-        order: measured order of convergence (for stochastic rules the weak order).
+        order: measured order of convergence (for stochastic rules the weak order); None for Markov chains at a fixed step, whose law
+            is a stationary one.
         weak_order, strong_order: for stochastic rules; ``None`` otherwise.
         accepts: equation classes; the first is what :func:`carom.solvers.sample` builds.
         stochastic: whether it draws noise.
@@ -104,7 +105,7 @@ class Solver(ABC):
         source: the paper and equation.
     """
 
-    order: float
+    order: float | None
     weak_order: float | None = None
     strong_order: float | None = None
     accepts: tuple[type[Equation], ...]
@@ -131,11 +132,11 @@ class Solver(ABC):
     @classmethod
     def facts(cls) -> dict[str, str]:
         """One line of the solver table."""
-        order = f"weak {cls.weak_order:g}, strong {cls.strong_order:g}" if cls.stochastic else f"{cls.order:g}"
+        order = f"weak {cls.weak_order:g}, strong {cls.strong_order:g}" if cls.weak_order and cls.strong_order else cls.order
         return {
             "solver": cls.__name__,
-            "for": "SDEs" if cls.stochastic else "flows, ODEs",
-            "order": cls.order_note or order,
+            "for": ", ".join(c.__name__ for c in cls.accepts),
+            "order": cls.order_note or f"{order}",
             "evaluations": cls.evaluations,
             "noise": "yes" if cls.stochastic else "no",
             "source": cls.source,

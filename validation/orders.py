@@ -100,6 +100,9 @@ class _BasisSource(Source):
     def initial(self, distribution: Distribution) -> Tensor:
         raise NotImplementedError("BasisNoise draws no start; give x")
 
+    def paths(self) -> list[Source]:
+        raise NotImplementedError("BasisNoise has no paths; adaptive rules are not affine")
+
 
 class BasisNoise(Noise):
     """Noise without randomness: draw k is the unit vectors in rows ``first + k·d … first + (k + 1)·d − 1`` and 0 elsewhere.

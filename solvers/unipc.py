@@ -1,0 +1,140 @@
+r"""Predictor-corrector multistep rules that read the field once a step: UniPC and SA-Solver.
+
+A step predicts x_s from the last p predictions, reads the prediction at what it found, and corrects x_s by the polynomial that goes
+through the new reading as well. The reading at the *predicted* state serves the next step as history. The last step of a grid is not
+corrected, so that n steps cost n evaluations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..domains.tensors import number
+from ..processes import Equation, ReverseSDE
+from .forms import Array, Levels
+from .linear import Stage, noise_levels, own_noise
+from .multistep import Multistep, Planner, singlestep_start
+from .solver import Record
+
+
+class _Corrected(Multistep):
+    """Predictor of order p; the corrector reads ``corrector`` predictions, the new one among them."""
+
+    corrector: int
+
+    def plan(self, equation: Equation, times: Tensor) -> list[Record]:
+        return _PecPlanner(self, equation, times).corrected(self.corrector)
+
+
+class _PecPlanner(Planner):
+    def corrected(self, corrector: int) -> list[Record]:
+        n = self.steps
+        p = min(self.solver.p, n)
+        memory, lam = max(p, corrector - 1), self.levels.lam.tolist()
+        single = n > 1 and not self.solver.stochastic and p > 2
+        plan, history = self.starter(singlestep_start(p + 1, p + 1)[0], memory) if single else ([], [])
+        if single:
+            plan, history = self._read_at_the_end(plan[0], memory), [lam[1], *history]
+        predicted, corrected = [], []
+        for i in range(len(plan), n):
+            known = history if i else [lam[0]]
+            predicted.append(known[:p])
+            corrected.append([lam[i + 1], *known[: corrector - 1]])
+            history = [lam[i + 1], *known][:memory]
+        steps = range(len(plan), n)
+        tables = self.table(predicted, steps), self.table(corrected, steps)
+        for i, predict, correct in zip(steps, *tables, strict=True):
+            plan.append(self._step(i, predict, correct, memory, last=i == n - 1))
+        return plan
+
+    def _step(self, i: int, predict: list[float], correct: list[float], memory: int, last: bool) -> Record:
+        """Earlier readings already hold the one at t, but for the first step, which makes it."""
+        first = [self.readings[0]] if i == 0 else [None]
+        if last:
+            return self.record(i, first, [self._row(i, predict, [], memory)], memory)
+        rows = [self._row(i, predict, [], memory), self._row(i, correct[1:], correct[:1], memory)]
+        return self.record(i, [*first, self.readings[i + 1]], rows, memory)
+
+    def _row(self, i: int, known: list[float], new: list[float], memory: int) -> Any:
+        # in the first step what is known has just been read
+        return self.row(i, [], memory, [*known, *new]) if i == 0 else self.row(i, known, memory, new)
+
+    def _read_at_the_end(self, record: Record, memory: int) -> list[Record]:
+        """The starting step followed by a reading at its end, which leaves the state as it is."""
+        stages, kept = record.coefficients
+        count = len(stages)
+        again = Stage(self.readings[1], stages[-1].row)
+        kept = (count, *kept)[:memory]
+        return [record._replace(coefficients=((*stages, again), kept), evaluations=count + 1)]
+
+
+class UniPC(_Corrected):
+    """UniPC-p: exponential Adams–Bashforth of order p, corrected by Adams–Moulton of order p + 1, at one evaluation a step.
+
+    Order p + 1. For p = 3 and 4 the first step is a singlestep one of order p, which costs 3 and 5 evaluations more. The weights are the
+    exact ones, which the paper's B(h) reproduces but for its shortcuts in the smallest systems.
+
+    Args: p: 1 to 4; form: "data" (the default) or "noise" ("velocity" and "v" as well).
+
+    Source: Zhao et al. 2023, alg. 1, 2; thm. 3.1.
+    """
+
+    order = 3
+    order_note = "p + 1, p = 1 to 4"
+    source = "Zhao et al. 2023, alg. 1, 2"
+
+    def __init__(self, p: int = 2, form: str = "data"):
+        if p not in (1, 2, 3, 4):
+            raise ValueError(f"UniPC: got p = {p!r}, expected 1, 2, 3 or 4")
+        super().__init__(p, form)
+        self.corrector = p + 1
+        self.order = p + 1
+
+    def __repr__(self) -> str:
+        return f"UniPC({self.p})" if self.form.name == "data" else f"UniPC({self.p}, {self.form.name!r})"
+
+
+class SASolver(_Corrected):
+    """SA-Solver: stochastic Adams of the reverse family, predictor and corrector in data form, one evaluation a step, one draw.
+
+    Weak order min(predictor, 2); deterministic order predictor + 1 where the noise is 0 and corrector > predictor.
+
+    Args:
+        predictor: how many predictions the predictor reads, 1 to 4.
+        corrector: how many the corrector reads, the new one among them; at most predictor + 1.
+        tau: the noise τ ≥ 0, η = τ²: a number, or a function of σ (held over each step), e.g. ``lambda s: (s > .05) & (s < 1)``; by default
+            the equation's.
+
+    Source: Xue et al. 2023, alg. 1.
+    """
+
+    accepts = (ReverseSDE,)
+    stochastic = True
+    order = 2
+    weak_order = 2
+    strong_order = 1
+    order_note = "weak 2 (1 for predictor = 1)"
+    source = "Xue et al. 2023, alg. 1"
+
+    def __init__(self, predictor: int = 2, corrector: int = 3, tau: float | Callable[[Tensor], Tensor] | None = None):
+        if corrector not in range(1, predictor + 2):
+            raise ValueError(f"corrector: got {corrector!r}, expected an int from 1 to predictor + 1 = {predictor + 1}")
+        super().__init__(predictor, "data", sde=True)
+        self.corrector, self.tau = corrector, tau if callable(tau) or tau is None else number(tau, "tau", low=0.0)
+
+    def __repr__(self) -> str:
+        return f"SASolver({self.p}, {self.corrector})"
+
+    def _noise_levels(self, equation: Equation, levels: Levels) -> Array:
+        if self.tau is None:
+            return super()._noise_levels(equation, levels)
+        if not callable(self.tau):
+            return noise_levels(equation, self, levels, self.tau**2)
+        own_noise(equation, self)
+        middle = torch.as_tensor(np.exp(-0.5 * (levels.lam[1:] + levels.lam[:-1])))
+        return np.asarray(torch.as_tensor(self.tau(middle), dtype=torch.float64).expand_as(middle)) ** 2
