@@ -144,19 +144,27 @@ class Diffusion:
             x0 = self.event_level(t).scale * x0
         return build(x0, [part.schedule.std(t) for part in self.parts] or self.schedule.std(t))
 
-    def prior(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Distribution:
-        """The law from which generation starts at t_max: uniform on a bounded domain, the heat kernel from 0 elsewhere
-        (N(0, I) for variance-preserving schedules)."""
+    def prior(
+        self,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        t: float | None = None,
+    ) -> Distribution:
+        """The law from which generation starts at ``t`` (t_max unless told): uniform on a bounded domain, the heat kernel from 0 elsewhere,
+        at t_max N(0, I) for variance-preserving schedules and below it of std in proportion to std(t)."""
         if self.domain.bounded:
             return uniform_law(self.domain, dtype)
         if self.parts:
-            return _Joint(self.domain, [part.prior(dtype, device) for part in self.parts], device)  # type: ignore[arg-type]
+            laws = [part.prior(dtype, device, t) for part in self.parts]
+            return _Joint(self.domain, laws, device)  # type: ignore[arg-type]
         if not isinstance(self.domain, KernelDomain):
             raise TypeError(
                 f"prior: {self.domain!r} has neither a uniform law nor a heat kernel to start from; pass initial= to sample"
             )
         origin = torch.zeros(self.domain.event_shape, dtype=dtype, device=device)
-        return self.domain.heat_kernel(origin, self.schedule.prior_std)
+        schedule = self.schedule
+        share = 1.0 if t is None else float(schedule.std(t) / schedule.std(schedule.t_max))
+        return self.domain.heat_kernel(origin, share * schedule.prior_std)
 
     def forward(
         self, score: Field | None = None, stochasticity: float | Callable[[Tensor], Tensor] = 1.0

@@ -94,6 +94,10 @@ class Equation(ABC):
         """The noise as it enters at x, before the factor c: itself, unless the diffusion depends on the state."""
         return noise
 
+    def diagonal(self, x: Tensor, t: Tensor) -> Tensor:
+        """What each coordinate's own normal is multiplied by at x, before the factor c; refuses diffusions that mix coordinates."""
+        return self.spread(x, t, torch.ones_like(x))
+
     def spread_slope(self, x: Tensor, t: Tensor) -> Tensor | None:
         """c ∂c/∂x of a diagonal diffusion c(x, t), coordinate by coordinate; None where it does not depend on the state."""
         return None
@@ -178,17 +182,29 @@ class SDE(_General):
             )
 
     def spread(self, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        value = as_like(self.diffusion(x, t) if callable(self.diffusion) else self.diffusion, x)
-        if self._matrix or value.dim() == x.dim() + 1 or self._shared_matrix(value, x, t):
-            return (value * noise.unsqueeze(-2)).sum(-1)
-        return value * noise
+        value, is_matrix = self._diffusion_at(x, t)
+        return (value * noise.unsqueeze(-2)).sum(-1) if is_matrix else value * noise
+
+    def diagonal(self, x: Tensor, t: Tensor) -> Tensor:
+        value, is_matrix = self._diffusion_at(x, t)
+        if is_matrix:
+            raise TypeError(
+                f"diffusion: got a matrix of shape {tuple(value.shape)} for states {tuple(x.shape)}, expected a scalar or a diagonal for this "
+                "solver; use EulerMaruyama()"
+            )
+        return torch.broadcast_to(value, x.shape)
 
     def spread_slope(self, x: Tensor, t: Tensor) -> Tensor | None:
         if not callable(self.diffusion):
             return None
-        at = torch.broadcast_to(as_like(self.diffusion(x, t), x), x.shape)
+        at = self.diagonal(x, t)
         _, slope, *_ = torch.func.jvp(lambda u: torch.broadcast_to(as_like(self.diffusion(u, t), u), u.shape), (x,), (at,))
         return slope
+
+    def _diffusion_at(self, x: Tensor, t: Tensor) -> tuple[Tensor, bool]:
+        """The diffusion's value, and whether it is a matrix."""
+        value = as_like(self.diffusion(x, t) if callable(self.diffusion) else self.diffusion, x)
+        return value, self._matrix or value.dim() == x.dim() + 1 or self._shared_matrix(value, x, t)
 
     def _shared_matrix(self, value: Tensor, x: Tensor, t: Tensor) -> bool:
         """Whether a callable's [d, d] for states [B, d] is one matrix for all rows. Where B = d its shape does not tell it from

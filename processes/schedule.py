@@ -143,6 +143,10 @@ class UnitScale(Schedule):
 class VariancePreserving(Schedule):
     """A schedule with s² (1 + σ²) = 1; its prior is N(0, I)."""
 
+    def std(self, t: Tensor) -> Tensor:
+        # s·σ without 0·∞ where σ is infinite
+        return (1 + self.sigma(t) ** -2).rsqrt()
+
     def scale(self, t: Tensor) -> Tensor:
         return (1 + self.sigma(t) ** 2).rsqrt()
 

@@ -262,7 +262,7 @@ class Discrete(VariancePreserving):
     """A variance-preserving schedule given by a table: level i of N at t_i = i/N has ᾱ_i = alphas_cumprod[i − 1].
 
     σ_i = √(1/ᾱ_i − 1); between levels ln σ is linear in t, below t_1 σ itself is (σ(0) = 0), beyond t = 1 the last piece
-    goes on. With terminal ᾱ = 0 (zero SNR) ``t_max`` is the last level with ᾱ > 0.
+    goes on. With terminal ᾱ = 0 (zero SNR) ``t_max`` is the last level with ᾱ > 0, and σ is infinite from t = 1 on.
 
     Args: alphas_cumprod: N ≥ 2 values, strictly decreasing, in (0, 1) (the last may be 0).
     """
@@ -324,6 +324,8 @@ class Discrete(VariancePreserving):
         i = position.detach().floor().clamp(1, len(table) - 1).long()
         left = table[i - 1]
         above = (left + (position - i) * (table[i] - left)).exp()
+        if len(table) < len(self.alphas_cumprod):  # zero terminal SNR
+            above = torch.where(position >= len(self.alphas_cumprod), torch.inf, above)
         return torch.where(position < 1, position * table[0].exp(), above).to(t.dtype)
 
     def time(self, sigma: Tensor) -> Tensor:

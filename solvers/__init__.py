@@ -7,7 +7,7 @@ from .adaptive_sde import AdaptiveSDE
 from .bookkeeping import Info
 from .churn import EDMStochastic, Restart, RestartInterval
 from .dpm import DPMSolver, DPMSolverPP, dpm_solver_fast
-from .external import TorchDiffEq
+from .external import TorchDiffEq, TorchSDE
 from .grids import karras, quadratic, uniform, uniform_lambda
 from .half_line import LepingleEulerMaruyama
 from .langevin import AnnealedLangevin, LangevinCorrector, PredictorCorrector
@@ -44,6 +44,7 @@ SOLVERS: tuple[type[Solver], ...] = (
     AdaptiveODE,
     AdaptiveSDE,
     TorchDiffEq,
+    TorchSDE,
     DDIM,
     DPMSolver,
     DPMSolverPP,
@@ -126,6 +127,7 @@ __all__ = [
     "Status",
     "Tableau",
     "TorchDiffEq",
+    "TorchSDE",
     "UniPC",
     "Wall",
     "WhiteNoise",

@@ -45,6 +45,9 @@ class Adams(Multistep):
     def __init__(self, p: int = 4, *, orders: Orders = None):
         super().__init__(p, "noise", clock="sigma", orders=orders)
 
+    def __repr__(self) -> str:
+        return f"Adams({self.p})"
+
 
 # Adams–Bashforth weights of equal steps, newest first
 _EQUAL = {1: (1.0,), 2: (3 / 2, -1 / 2), 3: (23 / 12, -16 / 12, 5 / 12), 4: (55 / 24, -59 / 24, 37 / 24, -9 / 24)}

@@ -36,18 +36,27 @@ def check_times(times: Any) -> Tensor:
     return grid
 
 
-def check_generation(process: Diffusion, grid: Tensor) -> None:
+def check_generation(process: Diffusion, grid: Tensor, score: Any = None, solver: Solver | None = None) -> None:
     if len(grid) > 1 and grid[-1] > grid[0]:
         raise ValueError(
             f"times: got a grid that rises from {float(grid[0]):g} to {float(grid[-1]):g}, expected one that strictly decreases "
             "(data is at t = 0, noise at t = 1); use times.flip(0)"
         )
-    t_max = process.schedule.t_max
-    if float(grid[-1]) <= 0 or float(grid[0]) > t_max * (1 + 1e-12):
+    t_max, first = process.schedule.t_max, float(grid[0])
+    if float(grid[-1]) > 0 and first <= t_max * (1 + 1e-12):
+        return
+    if float(grid[-1]) > 0 and float(process.schedule.scale(first)) == 0.0:
+        offers = hasattr(score, "prediction") and isinstance(process.domain, Euclidean)
+        if offers and getattr(solver, "reads_predictions", False):
+            return
         raise ValueError(
-            f"times: got a grid from {float(grid[0]):g} to {float(grid[-1]):g}, expected times within (0, {t_max:g}]; "
-            "σ is 0 at t = 0, where the last denoising step leads by itself"
+            f"times: got a grid from {first:g}, where the scale is 0 and no score is finite, expected times within (0, {t_max:g}], or a score "
+            f"that offers prediction(x, t) and a solver that reads it, such as DDIM(); got {type(score).__name__} and {solver!r}"
         )
+    raise ValueError(
+        f"times: got a grid from {first:g} to {float(grid[-1]):g}, expected times within (0, {t_max:g}]; "
+        "σ is 0 at t = 0, where the last denoising step leads by itself"
+    )
 
 
 def as_state(x: Any) -> Tensor:
@@ -105,3 +114,12 @@ def batch_sizes(shape: int | Sequence[int]) -> tuple[int, ...]:
     if any(n < 0 for n in sizes):
         raise ValueError(f"shape: got {sizes}, expected batch sizes of at least 0")
     return sizes
+
+
+def check_checkpoint(checkpoint: int, solver: Solver) -> int:
+    """k ≥ 0 steps; adaptive rules, whose steps depend on values, are not run in parts."""
+    if isinstance(checkpoint, bool) or not isinstance(checkpoint, Integral) or checkpoint < 0:
+        raise ValueError(f"checkpoint: got {checkpoint!r}, expected k ≥ 1: how many steps to recompute at a time (0 for none)")
+    if checkpoint and solver.adaptive:
+        raise ValueError(f"checkpoint: got {checkpoint} with {solver!r}, expected a rule with fixed steps; adjoint=True saves memory there")
+    return int(checkpoint)

@@ -52,8 +52,7 @@ class EDMStochastic(LinearSolver):
     def __repr__(self) -> str:
         return f"EDMStochastic({self.churn:g})"
 
-    def plan(self, equation: Equation, times: Tensor) -> list[Record]:
-        check_process(equation, self)
+    def _plan(self, equation: Equation, times: Tensor) -> list[Record]:
         own_noise(equation, self)
         process = equation.process  # type: ignore[attr-defined]
         levels = Levels.at(process, times)

@@ -28,7 +28,7 @@ from torch import Tensor
 from ..domains.tensors import number
 from ..processes import Equation, ProbabilityFlow, ReverseSDE
 from .forms import DATA, NOISE, Array, Form, Levels, carry, phi, weights
-from .linear import LinearSolver, Stage, check_process, noise_levels, readings, rows
+from .linear import LinearSolver, Stage, noise_levels, readings, rows
 from .multistep import Multistep, Orders, finite_levels, rising
 from .solver import Record
 
@@ -72,8 +72,7 @@ class _Singlestep(LinearSolver):
     def orders(self, n: int) -> list[int]:
         raise NotImplementedError
 
-    def plan(self, equation: Equation, times: Tensor) -> list[Record]:
-        check_process(equation, self)
+    def _plan(self, equation: Equation, times: Tensor) -> list[Record]:
         levels = finite_levels(equation.process, times, self)  # type: ignore[attr-defined]
         eta = noise_levels(equation, self, levels, self.eta)
         orders = np.array(self.orders(len(times) - 1), dtype=np.int64)
@@ -149,8 +148,8 @@ class _Dpm(Multistep, _Singlestep):
             return super().orders(n)
         return [self.p] * n
 
-    def plan(self, equation: Equation, times: Tensor) -> list[Record]:
-        return super().plan(equation, times) if self.multistep else _Singlestep.plan(self, equation, times)
+    def _plan(self, equation: Equation, times: Tensor) -> list[Record]:
+        return super()._plan(equation, times) if self.multistep else _Singlestep._plan(self, equation, times)
 
     def _weights(self, nodes: Array, start: Levels, end: Levels, eta: Array, clock: Any, regular: bool) -> Array:
         count, h = nodes.shape[1], end.lam - start.lam

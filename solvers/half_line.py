@@ -46,8 +46,7 @@ class LepingleEulerMaruyama(EulerMaruyama):
         if not record.draws:
             return moved, state
         row: Row = record.coefficients[0]
-        # spread(x, 1) is the std of each coordinate per c√h
-        variance = (row.weights[1] * equation.spread(x, record.t, torch.ones_like(x))) ** 2
+        variance = (row.weights[1] * equation.diagonal(x, record.t)) ** 2
         # −ln U of a uniform U made of the second normal
         exponential = -torch.special.log_ndtr(noise[1])
         return pushed(equation.domain, x, moved, variance, exponential), state

@@ -15,6 +15,7 @@ that a compiled step is traced once per kind.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -67,6 +68,36 @@ class LinearSolver(Solver):
     """
 
     accepts: tuple[type[Equation], ...] = (ProbabilityFlow,)
+
+    def plan(self, equation: Equation, times: Tensor) -> list[Record]:
+        check_process(equation, self)
+        if len(times) < 2 or float(equation.process.schedule.scale(times[0])) > 0:  # type: ignore[attr-defined]
+            return self._plan(equation, times)
+        # what follows a step out of pure noise begins anew: no polynomial passes through λ = −∞
+        return [self._from_pure_noise(equation, times), *self._plan(equation, times[1:])]
+
+    @abstractmethod
+    def _plan(self, equation: Equation, times: Tensor) -> list[Record]:
+        """The records of a grid on which the scale is positive."""
+
+    def _renewed(self, equation: Equation, end: Levels) -> float:
+        """Of a step out of pure noise: the std of fresh noise in units of std_s, 0 for flows, 1 for the reverse SDE."""
+        return 0.0
+
+    def _from_pure_noise(self, equation: Equation, times: Tensor) -> Record:
+        """From s_t = 0, where x is nothing but noise, by DDIM's step from predicted data: x_s = s_s x0 + √(1 − f²) std_s ε + f std_s z."""
+        schedule, t = equation.process.schedule, times[:2]  # type: ignore[attr-defined]
+        if not self.reads_predictions or not hasattr(equation.score, "prediction"):  # type: ignore[attr-defined]
+            raise ValueError(
+                f"{self!r}: got a grid from t = {float(t[0]):g}, where the scale is 0, expected times from t_max = {schedule.t_max:g}; with a "
+                "score that offers prediction(x, t), DDIM() and the multistep rules may start there"
+            )
+        end = Levels.at(equation.process, t[1:])  # type: ignore[attr-defined]
+        (before, after), scale, fresh = schedule.std(t).tolist(), float(end.scale[0]), self._renewed(equation, end)
+        noise = (fresh * after,) if fresh else ()
+        row = Row((1 - fresh**2) ** 0.5 * after / before, (*noise, scale))
+        read = Reading(float(t[0]), None, None, 1.0, None)
+        return Record(float(t[0]), float(t[1]), ((Stage(read, row),), ()), len(noise))
 
     def step(self, equation: Equation, x: Tensor, record: Record, state: Any, noise: Any) -> tuple[Tensor, Any]:
         stages, kept = record.coefficients

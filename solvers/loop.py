@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from numbers import Integral
 from typing import Any, Protocol
 
@@ -20,7 +21,16 @@ from ..domains.tensors import as_like, event_sum
 from ..processes import Diffusion, Equation, Wall, data_form
 from ..processes.equations import Field, check_field
 from .bookkeeping import Info, Keeper
-from .checks import as_state, batch_sizes, check_generation, check_problem, check_solver_type, check_times, check_wall
+from .checks import (
+    as_state,
+    batch_sizes,
+    check_checkpoint,
+    check_generation,
+    check_problem,
+    check_solver_type,
+    check_times,
+    check_wall,
+)
 from .noise import Noise, SampleNoise, Source, WhiteNoise
 from .solution import Solution, Status
 from .solver import Record, Solver, bind
@@ -40,22 +50,50 @@ def integrate(
     solver: Solver,
     draws: Iterable[Any],
     observe: Observer | None = None,
+    checkpoint: int = 0,
 ) -> tuple[Tensor, Any]:
     """Run the records in order; ``draws`` holds the noise of each step (a tuple of unit normals). Returns (x, state).
 
+    With ``checkpoint`` = k > 0, k steps at a time are not recorded for backpropagation but run again in it.
     Compiles whole with ``torch.compile(integrate, fullgraph=True)`` for rules that are not adaptive.
     """
     # an adaptive rule keeps time per sample and in float64
     if records and isinstance(records[0].t, float) and not solver.adaptive:
         records = bind(records, x)
     state: Any = ()
-    for index, (record, noise) in enumerate(zip(records, draws, strict=True)):
+    steps = enumerate(zip(records, draws, strict=True))
+    if not checkpoint:
+        return _run_steps(equation, x, state, steps, solver, observe)
+    while part := [(i, (record, tuple(noise))) for i, (record, noise) in islice(steps, checkpoint)]:
+        x, state = _run_again(equation, x, state, part, solver, observe)
+    return x, state
+
+
+def _run_steps(
+    equation: Equation, x: Tensor, state: Any, steps: Iterable[Any], solver: Solver, observe: Observer | None
+) -> tuple[Tensor, Any]:
+    for index, (record, noise) in steps:
         moved, state = solver.step(equation, x, record, state, noise)
         settled = equation.settle(x, moved)
         if observe is not None:
             observe(index, moved, settled)
         x = settled
     return x, state
+
+
+def _run_again(
+    equation: Equation, x: Tensor, state: Any, part: Sequence[Any], solver: Solver, observe: Observer | None
+) -> tuple[Tensor, Any]:
+    """The steps of ``part`` with their inner tensors recomputed in the backward pass, where nobody observes."""
+    from torch.utils.checkpoint import checkpoint
+
+    observers = [observe]  # used up by the first run
+    return checkpoint(  # type: ignore[no-any-return]
+        lambda x, state: _run_steps(equation, x, state, part, solver, observers.pop() if observers else None),
+        x,
+        state,
+        use_reentrant=False,
+    )
 
 
 def solve(
@@ -70,6 +108,7 @@ def solve(
     callback: Callable[[Info], Any] | None = None,
     progress: bool = False,
     condition: Mapping[str, Any] | None = None,
+    checkpoint: int = 0,
     raise_on_failure: bool = False,
 ) -> Solution:
     """Integrate ``equation`` from ``x`` at times[0] to times[-1] with one solver step per interval.
@@ -85,6 +124,8 @@ def solve(
         callback: called with an :class:`Info` after each step.
         progress: show a bar.
         condition: keywords for the score.
+        checkpoint: k > 0 keeps only every k-th state for backpropagation and runs k steps at a time again in it: the same gradients in
+            less memory, at one more forward pass.
         raise_on_failure: raise :class:`SolveError` (which holds the solution) if a sample failed.
 
     Gradients flow through if the caller's grad mode allows. Raises ``TypeError``/``ValueError`` for input that does not fit.
@@ -93,8 +134,8 @@ def solve(
     grid = check_times(times)
     check_problem(equation, x, grid, solver)
     ndim = len(equation.domain.event_shape)
-    source = _recipe(None, noise).open(x, ndim) if solver.stochastic else None
-    solution = _run(equation, x, grid, solver, source, wall, save, callback, progress, condition)
+    source = recipe(None, noise).open(x, ndim) if solver.stochastic else None
+    solution = _run(equation, x, grid, solver, source, wall, save, callback, progress, condition, check_checkpoint(checkpoint, solver))
     return solution.raise_on_failure() if raise_on_failure else solution
 
 
@@ -124,7 +165,8 @@ def sample(
     Args:
         process, score: the diffusion, and any callable (x, t) → ∇ log p_t(x).
         solver: any; ``solver.accepts[0]`` is the equation that is built.
-        times: strictly decreasing, within (0, t_max], e.g. ``karras(process, 18)``.
+        times: strictly decreasing, within (0, t_max], e.g. ``karras(process, 18)``. A score that offers ``prediction`` may be used from
+            where s = 0 (t = 1 of flow matching and of tables with zero terminal SNR) with the rules that read predictions.
         shape: batch shape, e.g. ``16`` or ``(4, 4)``.
         seed: an int for the batch, or one int per sample: then a sample is the same alone and in any batch.
         initial: replaces the draw from the prior.
@@ -137,7 +179,7 @@ def sample(
     batch = batch_sizes(shape)
     domain = process.domain
     grid = check_times(times)
-    check_generation(process, grid)
+    check_generation(process, grid, score, solver)
     if initial is not None:
         template = as_state(initial)
         if tuple(template.shape) != (*batch, *domain.event_shape):
@@ -147,8 +189,8 @@ def sample(
     else:
         template = torch.empty((*batch, *domain.event_shape), dtype=dtype, device=device)
     check_solver_type(solver)
-    source = _recipe(seed, noise).open(template, len(domain.event_shape))
-    x = template if initial is not None else source.initial(process.prior(template.dtype))
+    source = recipe(seed, noise).open(template, len(domain.event_shape))
+    x = template if initial is not None else source.initial(process.prior(template.dtype, t=float(grid[0])))
     equation = solver.accepts[0](process, score)  # type: ignore[call-arg]
     check_problem(equation, x, grid, solver)
     solution = _run(equation, x, grid, solver, source, wall, save, callback, progress, condition)
@@ -179,6 +221,7 @@ def _run(
     callback: Callable[[Info], Any] | None,
     progress: bool,
     condition: Mapping[str, Any] | None,
+    checkpoint: int = 0,
 ) -> Solution:
     wall = check_wall(wall, equation) or default_wall(equation, solver)
     equation = equation.bound(wall, condition)
@@ -186,7 +229,7 @@ def _run(
     keeper = Keeper(equation, x, grid, save, callback, progress, pushes=equation.wall.pushes and not solver.adaptive)
     draws: Iterable[Any] = [source] * len(plan) if solver.adaptive else _draws(plan, source)
     try:
-        x, state = integrate(equation, x, plan, solver, draws, keeper.observe)
+        x, state = integrate(equation, x, plan, solver, draws, keeper.observe, checkpoint)
     finally:
         keeper.close()
     return keeper.solution(x, solver.report(state, plan))
@@ -212,7 +255,8 @@ def _draws(plan: Sequence[Record], source: Source | None) -> Iterator[Any]:
         yield () if source is None or not record.draws else Draws(source, record)
 
 
-def _recipe(seed: Seed, noise: Noise | None) -> Noise:
+def recipe(seed: Seed, noise: Noise | None) -> Noise:
+    """The noise of a run: the recipe named, or white noise from one seed, or one seed per sample."""
     if noise is not None:
         if seed is not None:
             raise TypeError("sample: got both seed and noise, expected one of them; the recipe carries its own seeds")

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..processes import Diffusion, Equation, ProbabilityFlow, ReverseSDE
 from .forms import Array, Form, Levels, carry, clock_of, form_of, weights
-from .linear import LinearSolver, Reading, Stage, check_process, noise_levels, readings
+from .linear import LinearSolver, Reading, Stage, noise_levels, readings
 from .solver import Record, Row
 
 Orders = Sequence[int] | Callable[[int], Sequence[int]] | None
@@ -80,6 +80,7 @@ class Multistep(LinearSolver):
 
     accepts = (ProbabilityFlow,)
     multistage = True
+    reads_predictions = True
     start: Callable[[int, int], list[int]] = staticmethod(singlestep_start)
 
     def __init__(
@@ -108,6 +109,10 @@ class Multistep(LinearSolver):
         self.weak_order = self.order if sde else None
         self.strong_order = 1.0 if sde else None
 
+    def __repr__(self) -> str:
+        options = [repr(self.form.name), *[f"clock={self.clock!r}"] * (self.clock != "lambda"), *["sde=True"] * self.stochastic]
+        return f"{type(self).__name__}({self.p}, {', '.join(options)})"
+
     def orders(self, n: int) -> list[int]:
         """The order of each of n steps."""
         if self._orders is None:
@@ -117,8 +122,12 @@ class Multistep(LinearSolver):
             raise ValueError(f"orders: got {orders} for {n} steps, expected {n} orders from 1 to {self.p}")
         return orders
 
-    def plan(self, equation: Equation, times: Tensor) -> list[Record]:
+    def _plan(self, equation: Equation, times: Tensor) -> list[Record]:
         return Planner(self, equation, times).explicit()
+
+    def _renewed(self, equation: Equation, end: Levels) -> float:
+        # e^{−ηh} is 0 however small η: any noise at all renews the state entirely
+        return float(self.stochastic and bool(self._noise_levels(equation, end[[0, 0]])[0] > 0))
 
     def _noise_levels(self, equation: Equation, levels: Levels) -> Array:
         """η of each step."""
@@ -136,7 +145,6 @@ class Planner:
     """What a multistep rule knows of one grid, and the records it makes of it."""
 
     def __init__(self, solver: Multistep, equation: Equation, times: Tensor):
-        check_process(equation, solver)
         self.solver, self.process, self.form = solver, equation.process, solver.form  # type: ignore[attr-defined]
         self.times, self.steps = times.tolist(), len(times) - 1
         self.levels = finite_levels(self.process, times, solver)

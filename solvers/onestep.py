@@ -27,7 +27,7 @@ from torch import Tensor
 from ..domains.tensors import number
 from ..processes import Diffusion, Equation, ProbabilityFlow, ReverseSDE
 from .forms import NOISE, Array, Levels
-from .linear import LinearSolver, Stage, check_process, noise_levels, own_noise, readings, rows
+from .linear import LinearSolver, Stage, noise_levels, own_noise, readings, rows
 from .solver import Record
 
 Variances = Sequence[float] | np.ndarray | Tensor | Callable[[Diffusion, Tensor], Tensor]
@@ -50,8 +50,7 @@ class OneStep(LinearSolver):
 
     order = 1
 
-    def plan(self, equation: Equation, times: Tensor) -> list[Record]:
-        check_process(equation, self)
+    def _plan(self, equation: Equation, times: Tensor) -> list[Record]:
         levels = Levels.at(equation.process, times)  # type: ignore[attr-defined]
         start, end = levels[:-1], levels[1:]
         keep, weight, variance = self._table(equation, levels)
@@ -85,6 +84,7 @@ class DDIM(OneStep):
     """
 
     order_note = "1"
+    reads_predictions = True
     source = "Song, Meng & Ermon 2021, eq. 12"
 
     def __init__(self, eta: float = 0.0, *, variances: Variances | None = None):
@@ -104,6 +104,11 @@ class DDIM(OneStep):
         variance = self._variance(equation.process, start, end)  # type: ignore[attr-defined]
         left = np.sqrt(np.maximum(end.std**2 - variance, 0.0))
         return end.scale / start.scale, left - end.scale * start.sigma, variance
+
+    def _renewed(self, equation: Equation, end: Levels) -> float:
+        if self.variances is not None or self.eta > 1:
+            raise ValueError(f"{self!r}: got a grid that starts where the scale is 0, expected 0 ≤ eta ≤ 1 there")
+        return self.eta
 
     def _variance(self, process: Diffusion, start: Levels, end: Levels) -> Array:
         if self.variances is None:

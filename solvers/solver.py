@@ -100,6 +100,7 @@ class Solver(ABC):
         stochastic: whether it draws noise.
         adaptive: whether it chooses its own steps within [t, s]; its ``noise`` argument is then the open noise source.
         multistage: whether it reads the field at more than one state per step or keeps a history.
+        reads_predictions: whether it may start where the scale is 0, from a score's own predictions.
         wall: the wall it prefers on domains that have one, or ``None`` for the default.
         evaluations, order_note: field evaluations per step, and the order in words where an argument decides, for the table.
         source: the paper and equation.
@@ -112,6 +113,7 @@ class Solver(ABC):
     stochastic: bool = False
     adaptive: bool = False
     multistage: bool = False
+    reads_predictions: bool = False
     wall: Wall | None = None
     evaluations: str = "1"
     order_note: str = ""

@@ -27,7 +27,7 @@ class _Corrected(Multistep):
 
     corrector: int
 
-    def plan(self, equation: Equation, times: Tensor) -> list[Record]:
+    def _plan(self, equation: Equation, times: Tensor) -> list[Record]:
         return _PecPlanner(self, equation, times).corrected(self.corrector)
 
 
@@ -102,7 +102,7 @@ class UniPC(_Corrected):
 class SASolver(_Corrected):
     """SA-Solver: stochastic Adams of the reverse family, predictor and corrector in data form, one evaluation a step, one draw.
 
-    Weak order min(predictor, 2); deterministic order predictor + 1 where the noise is 0 and corrector > predictor.
+    Weak order min(predictor + 1, corrector, 2).
 
     Args:
         predictor: how many predictions the predictor reads, 1 to 4.
@@ -118,7 +118,7 @@ class SASolver(_Corrected):
     order = 2
     weak_order = 2
     strong_order = 1
-    order_note = "weak 2 (1 for predictor = 1)"
+    order_note = "weak min(predictor + 1, corrector, 2)"
     source = "Xue et al. 2023, alg. 1"
 
     def __init__(self, predictor: int = 2, corrector: int = 3, tau: float | Callable[[Tensor], Tensor] | None = None):
@@ -126,6 +126,7 @@ class SASolver(_Corrected):
             raise ValueError(f"corrector: got {corrector!r}, expected an int from 1 to predictor + 1 = {predictor + 1}")
         super().__init__(predictor, "data", sde=True)
         self.corrector, self.tau = corrector, tau if callable(tau) or tau is None else number(tau, "tau", low=0.0)
+        self.order = self.weak_order = min(predictor + 1, corrector, 2)
 
     def __repr__(self) -> str:
         return f"SASolver({self.p}, {self.corrector})"

@@ -270,12 +270,12 @@ def _tolerance(solver: Solver) -> float:
 def reaches_order(bench: SolverBench) -> str:
     """The last two slopes before rounding lie in [order − 0.1, order + 0.4].
 
-    Where the leading term of the error happens to be small, slopes settle late: then up to three more doublings decide, or,
+    Where the leading term of the error happens to be small, slopes settle late: then up to four more doublings decide, or,
     where rounding comes first, numbers of steps half an octave apart, which go nearer to it.
     """
     low, high = bench.order - 0.1, bench.order + 0.4
     steps = bench.steps
-    for attempt in range(4):
+    for attempt in range(5):
         slopes = measure(bench, steps)
         last = slopes[-2:]
         if len(last) == 2 and bool(((last >= low) & (last <= high)).all()):
