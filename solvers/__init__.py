@@ -4,11 +4,35 @@ from ..processes import Wall
 from .adams import DEIS, ERSDE, IPNDM, Adams
 from .adaptive import AdaptiveODE
 from .adaptive_sde import AdaptiveSDE
+from .analytic import (
+    AnalyticDPM,
+    PredictionResidual,
+    ScoreStatistics,
+    SecondMoment,
+    estimate_statistics,
+    optimal,
+    reverse_variance,
+)
 from .bookkeeping import Info
 from .churn import EDMStochastic, Restart, RestartInterval
 from .dpm import DPMSolver, DPMSolverPP, dpm_solver_fast
+from .encoding import RoundTrip, encode, round_trip
 from .external import TorchDiffEq, TorchSDE
-from .grids import karras, quadratic, uniform, uniform_lambda
+from .first_passage import FirstPassage, first_passage
+from .grid_files import load_grid, read_grid_file, save_grid
+from .grids import (
+    align,
+    beta,
+    discrete,
+    grid_from_diffusers,
+    iddpm,
+    iddpm_levels,
+    karras,
+    polyexponential,
+    quadratic,
+    uniform,
+    uniform_lambda,
+)
 from .half_line import LepingleEulerMaruyama
 from .langevin import AnnealedLangevin, LangevinCorrector, PredictorCorrector
 from .linear import LinearSolver, Reading, Stage
@@ -34,6 +58,7 @@ from .runge_kutta import (
 from .solution import Solution, SolveError, Status
 from .solver import Record, Row, Solver, bind, combine
 from .stochastic import EulerMaruyama, Milstein, ReflectedEulerMaruyama, ReflectedStrang
+from .tuning import tuned
 from .unipc import SASolver, UniPC
 from .walls import Cover, Oblique, Penalise, Project, Reflect, Reject
 
@@ -55,6 +80,7 @@ SOLVERS: tuple[type[Solver], ...] = (
     IPNDM,
     Ancestral,
     ReverseDiffusion,
+    AnalyticDPM,
     SASolver,
     ERSDE,
     EDMStochastic,
@@ -70,13 +96,9 @@ SOLVERS: tuple[type[Solver], ...] = (
 
 __all__ = [
     "BOGACKI_SHAMPINE",
-    "DDIM",
-    "DEIS",
     "DORMAND_PRINCE",
-    "ERSDE",
     "EULER",
     "HEUN",
-    "IPNDM",
     "KUTTA3",
     "MIDPOINT",
     "RALSTON",
@@ -86,17 +108,23 @@ __all__ = [
     "Adams",
     "AdaptiveODE",
     "AdaptiveSDE",
+    "AnalyticDPM",
     "Ancestral",
     "AnnealedLangevin",
     "BrownianPath",
     "Cover",
+    "DDIM",
+    "DEIS",
     "DPMSolver",
     "DPMSolverPP",
     "EDMStochastic",
+    "ERSDE",
     "Euler",
     "EulerMaruyama",
     "ExponentialAdams",
+    "FirstPassage",
     "Heun",
+    "IPNDM",
     "Info",
     "LangevinCorrector",
     "LepingleEulerMaruyama",
@@ -105,6 +133,7 @@ __all__ = [
     "Noise",
     "Oblique",
     "Penalise",
+    "PredictionResidual",
     "PredictorCorrector",
     "Project",
     "Reading",
@@ -116,10 +145,13 @@ __all__ = [
     "Restart",
     "RestartInterval",
     "ReverseDiffusion",
+    "RoundTrip",
     "Row",
     "RungeKutta",
     "SASolver",
     "SampleNoise",
+    "ScoreStatistics",
+    "SecondMoment",
     "Solution",
     "SolveError",
     "Solver",
@@ -131,17 +163,34 @@ __all__ = [
     "UniPC",
     "Wall",
     "WhiteNoise",
+    "align",
+    "beta",
     "bind",
     "combine",
+    "discrete",
     "dpm_solver_fast",
+    "encode",
+    "estimate_statistics",
     "falling_end",
+    "first_passage",
+    "grid_from_diffusers",
+    "iddpm",
+    "iddpm_levels",
     "integrate",
     "karras",
+    "load_grid",
+    "optimal",
+    "polyexponential",
     "quadratic",
+    "read_grid_file",
+    "reverse_variance",
     "rising",
+    "round_trip",
     "sample",
+    "save_grid",
     "singlestep_start",
     "solve",
+    "tuned",
     "uniform",
     "uniform_lambda",
 ]

@@ -152,7 +152,8 @@ class TorchSDE(_External):
             raise TypeError(
                 f"{self!r}: got an SDE whose diffusion is a function, in the sense of Itô, expected additive noise; use 'milstein' or 'srk'"
             )
-        return super().plan(equation, times)
+        draws = 2 if self.method == "srk" else 1
+        return [record._replace(draws=draws) for record in super().plan(equation, times)]
 
     def step(self, equation: Equation, x: Tensor, record: Record, state: Any, noise: Any) -> tuple[Tensor, Any]:
         import torchsde
