@@ -106,7 +106,8 @@ class LinearSolver(Solver):
             if stage.reading is not None:
                 terms.append(predict(equation, u, stage.reading, None if u is x else x))
             u = combine(stage.row, x, terms)
-        return u, tuple(terms[i] for i in kept)
+        # the first steps remember less than they might, and repeat it; compiled code would take one tensor twice for another case
+        return u, tuple(terms[i].clone() if i in kept[:k] else terms[i] for k, i in enumerate(kept))
 
 
 def check_process(equation: Equation, solver: Solver) -> None:

@@ -5,10 +5,10 @@ r"""Explicit multistep rules: one polynomial through predictions of earlier step
 DPM-Solver, DPM-Solver++, DEIS, exponential Adams–Bashforth, LMS and iPNDM are choices of form and variable in this scheme (see
 ``forms``); for the reverse SDE it gives their stochastic counterparts.
 
-*Order plans* are visible lists, ``solver.orders(n)``: the order of each of n steps. By default a rule of order p takes its first
+*Order plans* are visible lists, ``solver.orders(n)``: the order of each of n steps. By default a rule of order p > 2 takes its first
 step in singlestep fashion with order p − 1, so that no low-order step spoils the rest, and reads the stages of that step as
-history of the next: starting costs 1, 2 or 4 evaluations more than a step for p = 3, 4, 5. With n < p steps, p is n. A list of
-your own may rise from 1 instead, or fall at the end ([1, 2, 3, …, 2, 1]).
+history of the next: starting costs 1, 2 or 4 evaluations more than a step for p = 3, 4, 5. With n < p steps orders rise from 1. A list of
+your own may do so always, or fall at the end ([1, 2, 3, …, 2, 1]).
 """
 
 from __future__ import annotations
@@ -60,14 +60,13 @@ def rising(n: int, p: int) -> list[int]:
 
 
 def singlestep_start(n: int, p: int) -> list[int]:
-    """[p − 1, p − 1, …, p, p, …] with p lowered to n where there are fewer steps: as many steps of order p − 1 as it takes until
-    their readings suffice for order p."""
-    p = min(p, n)
-    if p <= 2:
+    """[p − 1, p − 1, …, p, p, …]: a singlestep first step of order p − 1, then steps of that order until there are readings enough for p.
+    With fewer than p steps, or p ≤ 2, the orders rise from 1 instead, at one evaluation a step."""
+    if p <= 2 or n < p:
         return rising(n, p)
-    # history after the starter, one reading more after each step
-    first = len(STARTERS[p - 1].history)
-    return [p - 1 if i == 0 or first + i - 1 < p - 1 else p for i in range(n)]
+    # readings that the first step leaves; each further step adds one
+    left = len(STARTERS[p - 1].history)
+    return [p - 1 if i == 0 or left + i < p else p for i in range(n)]
 
 
 def falling_end(orders: Sequence[int]) -> list[int]:
@@ -158,7 +157,7 @@ class Planner:
     def explicit(self) -> list[Record]:
         """One reading a step, after a first step in singlestep fashion where the plan asks for it."""
         orders = self.solver.orders(self.steps)
-        memory = max(orders, default=1) - 1
+        memory = self.solver.p - 1  # for whatever n, so that records of all grids are of one kind
         first, history = self.starter(orders[0], memory) if self.steps and orders[0] > 1 else ([], [])
         reads = []  # λ of what each step reads, newest first
         for i in range(len(first), self.steps):
@@ -220,7 +219,7 @@ class Planner:
             found = self.solver._weights(nodes, self.levels[:1], end, self.eta[:1], self.clock, False)[0].tolist()
             weight = dict(zip(used, found, strict=True))
             keep = float(carry(self.form, self.levels[:1], end)[0])
-            stages.append(Stage(at, Row.of(keep, *(weight.get(j, 0.0) for j in range(max(used) + 1)))))
+            stages.append(Stage(at, Row(keep, tuple(weight.get(j) for j in range(max(used) + 1)))))
         kept = _padded(list(rule.history), memory)
         record = Record(self.times[0], self.times[1], (tuple(stages), kept), evaluations=len(stages))
         return [record], (lam + places[list(rule.history)] * h).tolist()
@@ -246,7 +245,7 @@ def finite_levels(process: Diffusion, times: Tensor, solver: LinearSolver) -> Le
 class ExponentialAdams(Multistep):
     """Exponential Adams–Bashforth of order p in λ: the polynomial through the last p predictions, integrated exactly.
 
-    Order p, one evaluation a step; starting costs 1, 2, 4 more for p = 3, 4, 5. p = 1 is DDIM. In data form p = 2 is DPM-Solver++(2M)
+    Order p, one evaluation a step; starting costs 1, 2, 4 more for p = 3, 4, 5. p = 1 is DDIM (but for "v"). In data form p = 2 is DPM-Solver++(2M)
     and p = 3 DPM-Solver++(3M), both with exact weights; in noise form DEIS. With ``sde=True`` it integrates the reverse SDE at
     weak order min(p, 2).
 

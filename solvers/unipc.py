@@ -1,15 +1,13 @@
 r"""Predictor-corrector multistep rules that read the field once a step: UniPC and SA-Solver.
 
 A step predicts x_s from the last p predictions, reads the prediction at what it found, and corrects x_s by the polynomial that goes
-through the new reading as well. The reading at the *predicted* state serves the next step as history. The last step of a grid is not
-corrected, so that n steps cost n evaluations.
+through the new reading as well. The reading at the *predicted* state serves the next step as history. For p ≤ 2 the last step of
+several is not corrected, so that n steps cost n evaluations; for p > 2 a singlestep start and the last correction cost more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -18,8 +16,8 @@ from ..domains.tensors import number
 from ..processes import Equation, ReverseSDE
 from .forms import Array, Levels
 from .linear import Stage, noise_levels, own_noise
-from .multistep import Multistep, Planner, singlestep_start
-from .solver import Record
+from .multistep import Multistep, Planner
+from .solver import Record, Row
 
 
 class _Corrected(Multistep):
@@ -33,34 +31,34 @@ class _Corrected(Multistep):
 
 class _PecPlanner(Planner):
     def corrected(self, corrector: int) -> list[Record]:
-        n = self.steps
-        p = min(self.solver.p, n)
+        n, p = self.steps, self.solver.p
         memory, lam = max(p, corrector - 1), self.levels.lam.tolist()
-        single = n > 1 and not self.solver.stochastic and p > 2
-        plan, history = self.starter(singlestep_start(p + 1, p + 1)[0], memory) if single else ([], [])
-        if single:
-            plan, history = self._read_at_the_end(plan[0], memory), [lam[1], *history]
+        plan: list[Record] = []
+        history: list[float] = []
+        if p > 2 and n > p and not self.solver.stochastic:
+            first, history = self.starter(p, memory)
+            plan, history = self._read_at_the_end(first[0], memory), [lam[1], *history]
         predicted, corrected = [], []
         for i in range(len(plan), n):
-            known = history if i else [lam[0]]
+            known = history or [lam[0]]
             predicted.append(known[:p])
             corrected.append([lam[i + 1], *known[: corrector - 1]])
             history = [lam[i + 1], *known][:memory]
         steps = range(len(plan), n)
         tables = self.table(predicted, steps), self.table(corrected, steps)
         for i, predict, correct in zip(steps, *tables, strict=True):
-            plan.append(self._step(i, predict, correct, memory, last=i == n - 1))
+            plan.append(self._step(i, predict, correct, memory, quick=p <= 2 and 0 < i == n - 1))
         return plan
 
-    def _step(self, i: int, predict: list[float], correct: list[float], memory: int, last: bool) -> Record:
-        """Earlier readings already hold the one at t, but for the first step, which makes it."""
+    def _step(self, i: int, predict: list[float], correct: list[float], memory: int, quick: bool) -> Record:
+        """Earlier readings already hold the one at t, but for the first step, which makes it; a quick last step does not correct."""
         first = [self.readings[0]] if i == 0 else [None]
-        if last:
+        if quick:
             return self.record(i, first, [self._row(i, predict, [], memory)], memory)
         rows = [self._row(i, predict, [], memory), self._row(i, correct[1:], correct[:1], memory)]
         return self.record(i, [*first, self.readings[i + 1]], rows, memory)
 
-    def _row(self, i: int, known: list[float], new: list[float], memory: int) -> Any:
+    def _row(self, i: int, known: list[float], new: list[float], memory: int) -> Row:
         # in the first step what is known has just been read
         return self.row(i, [], memory, [*known, *new]) if i == 0 else self.row(i, known, memory, new)
 
@@ -76,8 +74,8 @@ class _PecPlanner(Planner):
 class UniPC(_Corrected):
     """UniPC-p: exponential Adams–Bashforth of order p, corrected by Adams–Moulton of order p + 1, at one evaluation a step.
 
-    Order p + 1. For p = 3 and 4 the first step is a singlestep one of order p, which costs 3 and 5 evaluations more. The weights are the
-    exact ones, which the paper's B(h) reproduces but for its shortcuts in the smallest systems.
+    Order p + 1. For p = 3 and 4 and more than p steps the first is a singlestep one of order p, so that n steps cost n + 3 and n + 5
+    evaluations; n + 1 otherwise. The weights are the exact ones, which the paper's B(h) reproduces but for its shortcuts in the smallest systems.
 
     Args: p: 1 to 4; form: "data" (the default) or "noise" ("velocity" and "v" as well).
 

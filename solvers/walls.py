@@ -129,8 +129,8 @@ class Oblique(Wall):
     """Reflection along a given direction at each flat wall: the symmetrised Euler scheme of dX = … + Σ γ_j dL_j.
 
     Where a move ends at distance d behind wall j it is moved on by 2d/(n_j·γ_j) along γ_j, the farthest wall first, and again while walls
-    are violated; after ``rounds`` such turns it is put on the walls along their directions instead, and a state that is still outside then
-    becomes NaN, so that its status tells. Normal directions give ``Reflect`` up to corners.
+    are violated; after ``rounds`` such turns it is put on the walls along their directions instead, and a state that is still outside after
+    four times as many becomes NaN, so that its status tells. Normal directions give ``Reflect`` up to corners.
 
     Args:
         domain: a Polytope, RegularSimplex, Hypercube or Orthant; ``domain.facets()`` lists its walls in order.
@@ -169,7 +169,7 @@ class Oblique(Wall):
         batch = batch_shape(y, domain.event_shape)
         at = y.double().reshape(*batch, -1)
         slack = 1e-15 * (1 + offsets.abs().max())
-        for turn in range(2 * self.rounds):
+        for turn in range(5 * self.rounds):
             distance, wall = facet_distances(at, normals, offsets).min(-1)
             behind = -distance.clamp(max=0)
             if values_are_readable(at) and not bool((behind > slack).any()):
