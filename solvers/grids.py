@@ -214,6 +214,11 @@ def _distinct(levels: Tensor) -> Tensor:
 def _at_sigmas(process: Diffusion, sigmas: Tensor) -> Tensor:
     """The times of given noise levels, which the process must reach; levels kept in float32 may overshoot its end by their rounding."""
     t, t_max = process.level(sigma=sigmas).t, process.schedule.t_max
+    if float(t.max()) > t_max * (1 + 1e-6):
+        raise ValueError(
+            f"grid: got noise levels up to {float(sigmas.max()):g}, expected at most σ_max = {process.schedule.sigma_max:g} of "
+            f"{process.schedule!r}; leave out the levels above"
+        )
     return _strict(process, torch.where((t > t_max) & (t < t_max * (1 + 1e-6)), t_max, t))
 
 
