@@ -145,7 +145,9 @@ class Domain(ABC):
     def facets(self) -> tuple[Tensor, Tensor]:
         """The walls of a domain that has only flat ones: inward unit normals ``[m, n]`` and offsets ``[m]``, float64, n coordinates of the
         flattened event; inside is normals·x + offsets ≥ 0."""
-        raise TypeError(f"{self!r} has no list of flat walls; use a Polytope, a Hypercube, an Orthant or a RegularSimplex")
+        raise TypeError(
+            f"{self!r} has no list of flat walls; use a Polytope, a Hypercube, an Orthant or a RegularSimplex"
+        )
 
     def check(self, x: Tensor, name: str = "x") -> None:
         """Refuse states of the wrong dtype or shape, and states outside (beyond rounding)."""

@@ -189,16 +189,18 @@ class SDE(_General):
         value, is_matrix = self._diffusion_at(x, t)
         if is_matrix:
             raise TypeError(
-                f"diffusion: got a matrix of shape {tuple(value.shape)} for states {tuple(x.shape)}, expected a scalar or a diagonal for this "
+                f"diffusion: got a matrix of shape {tuple(value.shape)} for states {tuple(x.shape)}, expected a scalar or a diagonal "
+                f"for this "
                 "solver; use EulerMaruyama()"
             )
         return torch.broadcast_to(value, x.shape)
 
     def spread_slope(self, x: Tensor, t: Tensor) -> Tensor | None:
-        if not callable(self.diffusion):
+        diffusion = self.diffusion
+        if not callable(diffusion):
             return None
         at = self.diagonal(x, t)
-        _, slope, *_ = torch.func.jvp(lambda u: torch.broadcast_to(as_like(self.diffusion(u, t), u), u.shape), (x,), (at,))
+        _, slope, *_ = torch.func.jvp(lambda u: torch.broadcast_to(as_like(diffusion(u, t), u), u.shape), (x,), (at,))
         return slope
 
     def _diffusion_at(self, x: Tensor, t: Tensor) -> tuple[Tensor, bool]:
@@ -298,7 +300,8 @@ class _Family(_OfProcess):
         self.stochasticity = stochasticity
 
     def _triple(self, schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        eta = self.stochasticity(t) if callable(self.stochasticity) else self.stochasticity
+        given: Any = self.stochasticity
+        eta = given(t) if callable(given) else given
         eta = torch.as_tensor(eta, dtype=t.dtype, device=t.device).expand_as(t)
         g = schedule.diffusion(t)
         return schedule.drift_rate(t), -0.5 * (1 - self.direction * eta) * g * g, eta.sqrt() * g

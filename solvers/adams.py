@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..processes import ReverseSDE
+from ..processes import Equation, ReverseSDE
 from .forms import DATA, Array, Form, Levels, weights
 from .multistep import ExponentialAdams, Multistep, Orders, rising
 
@@ -16,7 +16,8 @@ from .multistep import ExponentialAdams, Multistep, Orders, rising
 class DEIS(ExponentialAdams):
     """Exponential Adams–Bashforth through noise predictions (tAB-DEIS): order p, one evaluation. DEIS(1) is DDIM.
 
-    Args: p: order, 1 to 5: the number of predictions the polynomial goes through (r + 1 of the paper). ``clock``: its variable, "t" as in the
+    Args: p: order, 1 to 5: the number of predictions the polynomial goes through (r + 1 of the paper). ``clock``: its variable, "t" as
+    in the
     paper or "lambda" (the "log ρ" variant, the default); form and other options as for :class:`ExponentialAdams`.
 
     Source: Zhang & Chen 2023, eq. 14, 15.
@@ -38,7 +39,7 @@ class Adams(Multistep):
     Source: Hairer, Nørsett & Wanner, III.5; as a sampler Liu et al. 2022 (PNDM).
     """
 
-    order = 4
+    order: float | None = 4
     order_note = "p, 1 to 5"
     source = "Hairer, Nørsett & Wanner, III.5"
 
@@ -66,7 +67,7 @@ class IPNDM(Multistep):
     Source: Zhang & Chen 2023, app. H.2; Liu et al. 2022, eq. 9.
     """
 
-    order = 2
+    order: float | None = 2
     order_note = "2; p (to 4) for equal steps or variable=True"
     source = "Zhang & Chen 2023, app. H.2"
 
@@ -74,7 +75,9 @@ class IPNDM(Multistep):
         if p not in _EQUAL:
             raise ValueError(f"IPNDM: got order {p!r}, expected 1, 2, 3 or 4")
         if legacy and variable and p != 3:
-            raise ValueError(f"IPNDM: got legacy=True and variable=True with p = {p}, expected p = 3, where the bracket is")
+            raise ValueError(
+                f"IPNDM: got legacy=True and variable=True with p = {p}, expected p = 3, where the bracket is"
+            )
         super().__init__(p, "noise", clock="sigma", orders=orders)
         self.variable, self.legacy = variable, legacy
         self.order = p if variable and not legacy else min(p, 2)
@@ -122,11 +125,11 @@ class ERSDE(Multistep):
     Source: Cui et al. 2023, alg. 1–3.
     """
 
-    accepts = (ReverseSDE,)
+    accepts: tuple[type[Equation], ...] = (ReverseSDE,)
     stochastic = True
-    order = 2
-    weak_order = 2
-    strong_order = 1
+    order: float | None = 2
+    weak_order: float | None = 2
+    strong_order: float | None = 1
     order_note = "weak 1, 2, 2 for order = 1, 2, 3"
     source = "Cui et al. 2023, alg. 1–3"
 

@@ -23,11 +23,18 @@ from .solver import DETERMINISTIC, Record
 class Pair(Protocol):
     """Two rules of neighbouring orders that share their stages."""
 
-    name: str
-    order: int
-    stages: int
-    #: evaluations of a try whose first reading is known
-    cost: int
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def order(self) -> int: ...
+
+    @property
+    def stages(self) -> int: ...
+
+    @property
+    def cost(self) -> int:
+        """Evaluations of a try whose first reading is known."""
 
     def clock(self, equation: Equation, t: float) -> float: ...
 
@@ -182,7 +189,8 @@ class AdaptiveODE(PerSample):
     Args:
         rtol, atol: relative and absolute tolerance per step; rtol ≥ 0, atol > 0.
         method: "dopri5" or "tsit5" (order 5, 6 evaluations per step after the first), "bosh3" (order 3, 3 per step), or a Tableau with
-            ``error``: explicit Runge–Kutta in t, for flows and ODEs. "exponential", for probability flows: singlestep DPM-Solver++ of orders
+            ``error``: explicit Runge–Kutta in t, for flows and ODEs. "exponential", for probability flows: singlestep DPM-Solver++ of
+            orders
             3 and 2 with steps in λ, 3 per step (2 after a rejection); fewest evaluations at loose tolerances.
         max_nfe: evaluations after which a sample stops with ``Status.MAX_EVALUATIONS`` and its partial result.
 

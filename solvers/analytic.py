@@ -22,8 +22,8 @@ from torch import Tensor
 from ..domains.tensors import check_event, event_sum, number
 from ..processes import Diffusion, Equation, ReverseSDE
 from ..processes.equations import Field
-from .forms import NOISE, Array, Levels
 from .checks import check_times
+from .forms import NOISE, Array, Levels
 from .linear import LinearSolver, own_noise, predict, readings
 from .noise import seeded
 from .onestep import posterior_variance
@@ -80,7 +80,9 @@ def estimate_statistics(
     for t in times.tolist():
         squares = []
         for block in data.repeat(draws, *(1,) * ndim).split(batch_size):
-            x = process.unchecked_transition(block, torch.tensor(t, dtype=block.dtype, device=block.device)).sample(generator=generator)
+            x = process.unchecked_transition(block, torch.tensor(t, dtype=block.dtype, device=block.device)).sample(
+                generator=generator
+            )
             value = score(x, torch.tensor(t, dtype=x.dtype, device=x.device), **(condition or {}))
             squares.append(event_sum(value.double() ** 2, ndim) / dim)
         each = torch.cat(squares).cpu()
@@ -166,7 +168,8 @@ class AnalyticDPM(LinearSolver):
     ):
         if not isinstance(statistics, ScoreStatistics) and not callable(statistics):
             raise TypeError(
-                f"statistics: got {type(statistics).__name__}, expected ScoreStatistics (see estimate_statistics) or a callable (x, t, noise)"
+                f"statistics: got {type(statistics).__name__}, expected ScoreStatistics (see estimate_statistics) or a callable (x, t, "
+                f"noise)"
             )
         self.statistics, self.eta = statistics, number(eta, "eta", low=0.0)
         self.data_width = None if data_width is None else number(data_width, "data_width", low=0.0, open_low=True)
@@ -192,17 +195,19 @@ class AnalyticDPM(LinearSolver):
         keep, weight = end.scale / start.scale, np.sqrt(np.maximum(end.std**2 - square, 0.0)) - end.scale * start.sigma
         read = readings(NOISE, start)
         if isinstance(self.statistics, ScoreStatistics):
-            share = _clipped(self.statistics.noise_variance(process, torch.as_tensor(start.t)).numpy(), start, self.data_width)
+            share = _clipped(
+                self.statistics.noise_variance(process, torch.as_tensor(start.t)).numpy(), start, self.data_width
+            )
             std = np.where(silent, 0.0, np.sqrt(np.minimum(square + factor * share, limit)))
             extra: list[tuple] = [(float(c),) for c in std]
         else:
             bound = np.inf if self.data_width is None else (self.data_width / 2 / start.sigma) ** 2
             columns = (square, factor, np.broadcast_to(bound, square.shape), limit)
             extra = list(zip(*(c.tolist() for c in columns), strict=True))
-        steps = zip(start.t.tolist(), end.t.tolist(), read, keep.tolist(), weight.tolist(), extra, silent.tolist(), strict=True)
-        return [
-            Record(t, s, (at, Row.of(k, w), numbers), int(not quiet)) for t, s, at, k, w, numbers, quiet in steps
-        ]
+        steps = zip(
+            start.t.tolist(), end.t.tolist(), read, keep.tolist(), weight.tolist(), extra, silent.tolist(), strict=True
+        )
+        return [Record(t, s, (at, Row.of(k, w), numbers), int(not quiet)) for t, s, at, k, w, numbers, quiet in steps]
 
     def step(self, equation: Equation, x: Tensor, record: Record, state: Any, noise: Any) -> tuple[Tensor, Any]:
         at, row, numbers = record.coefficients

@@ -45,12 +45,13 @@ def check_generation(process: Diffusion, grid: Tensor, score: Any = None, solver
     t_max, first = process.schedule.t_max, float(grid[0])
     if float(grid[-1]) > 0 and first <= t_max * (1 + 1e-12):
         return
-    if float(grid[-1]) > 0 and float(process.schedule.scale(first)) == 0.0:
+    if float(grid[-1]) > 0 and float(process.schedule.scale(grid[0])) == 0.0:
         offers = hasattr(score, "prediction") and isinstance(process.domain, Euclidean)
         if offers and getattr(solver, "reads_predictions", False):
             return
         raise ValueError(
-            f"times: got a grid from {first:g}, where the scale is 0 and no score is finite, expected times within (0, {t_max:g}], or a score "
+            f"times: got a grid from {first:g}, where the scale is 0 and no score is finite, expected times within (0, {t_max:g}], "
+            f"or a score "
             f"that offers prediction(x, t) and a solver that reads it, such as DDIM(); got {type(score).__name__} and {solver!r}"
         )
     raise ValueError(
@@ -119,7 +120,11 @@ def batch_sizes(shape: int | Sequence[int]) -> tuple[int, ...]:
 def check_checkpoint(checkpoint: int, solver: Solver) -> int:
     """k ≥ 0 steps; adaptive rules, whose steps depend on values, are not run in parts."""
     if isinstance(checkpoint, bool) or not isinstance(checkpoint, Integral) or checkpoint < 0:
-        raise ValueError(f"checkpoint: got {checkpoint!r}, expected k ≥ 1: how many steps to recompute at a time (0 for none)")
+        raise ValueError(
+            f"checkpoint: got {checkpoint!r}, expected k ≥ 1: how many steps to recompute at a time (0 for none)"
+        )
     if checkpoint and solver.adaptive:
-        raise ValueError(f"checkpoint: got {checkpoint} with {solver!r}, expected a rule with fixed steps; adjoint=True saves memory there")
+        raise ValueError(
+            f"checkpoint: got {checkpoint} with {solver!r}, expected a rule with fixed steps; adjoint=True saves memory there"
+        )
     return int(checkpoint)

@@ -30,16 +30,17 @@ class EDMStochastic(LinearSolver):
         s_min, s_max: the noise levels σ between which it is added.
         s_noise: ≥ 0, inflation of the fresh noise; 1 keeps the marginals, the paper's networks like 1.003 to 1.007.
 
-    A grid that ends at σ = 0 (in ``solve``) ends with an Euler step, as the paper's does. It may read the score beyond t = 1 (by a factor √2 in σ at most) unless s_max forbids.
+    A grid that ends at σ = 0 (in ``solve``) ends with an Euler step, as the paper's does. It may read the score beyond t = 1 (by a
+    factor √2 in σ at most) unless s_max forbids.
     Source: Karras et al. 2022, alg. 2.
     """
 
-    accepts = (ReverseSDE, ProbabilityFlow)
+    accepts: tuple[type[Equation], ...] = (ReverseSDE, ProbabilityFlow)
     stochastic = True
     multistage = True
-    order = 2
-    weak_order = 2
-    strong_order = 1
+    order: float | None = 2
+    weak_order: float | None = 2
+    strong_order: float | None = 1
     evaluations = "2"
     source = "Karras et al. 2022, alg. 2"
 
@@ -60,12 +61,13 @@ class EDMStochastic(LinearSolver):
         inside = (start.sigma >= self.s_min) & (start.sigma <= self.s_max)
         gamma = np.where(inside, min(self.churn / len(times), math.sqrt(2) - 1), 0.0)
         raised = np.where(gamma > 0, (1 + gamma) * start.sigma, start.sigma)
-        t = torch.where(torch.as_tensor(gamma > 0), process.schedule.time(torch.as_tensor(raised)), torch.as_tensor(start.t))
+        t = torch.where(
+            torch.as_tensor(gamma > 0), process.schedule.time(torch.as_tensor(raised)), torch.as_tensor(start.t)
+        )
         stirred = Levels.at(process, t)
         fresh = self.s_noise * start.sigma * np.sqrt(gamma * (2 + gamma))
         step = end.scale * (end.sigma - stirred.sigma)
         keep, noise = end.scale / start.scale, end.scale * fresh
-        zero = np.zeros_like(step)
         tables = (
             rows(stirred.scale / start.scale, np.stack([stirred.scale * fresh], 1)),
             rows(keep, np.stack([noise, step], 1)),
@@ -111,11 +113,11 @@ class Restart(Solver):
     Source: Xu et al. 2023 (Restart), alg. 1.
     """
 
-    accepts = (ProbabilityFlow,)
+    accepts: tuple[type[Equation], ...] = (ProbabilityFlow,)
     stochastic = True
     multistage = True
-    order = 2
-    weak_order = 2
+    order: float | None = 2
+    weak_order: float | None = 2
     order_note = "its solver's"
     evaluations = "its solver's, and those of the restarts"
     source = "Xu et al. 2023, alg. 1"
@@ -156,7 +158,9 @@ class Restart(Solver):
     def _with_restarts(self, equation: Equation, record: Record, intervals: Sequence[RestartInterval]) -> Record:
         process, repeats = equation.process, []  # type: ignore[attr-defined]
         for interval in intervals:
-            grid = karras(process, interval.levels, sigma_max=interval.high, sigma_min=float(process.schedule.sigma(record.s)))
+            grid = karras(
+                process, interval.levels, sigma_max=interval.high, sigma_min=float(process.schedule.sigma(record.s))
+            )
             grid[-1] = record.s
             low, high = process.level(record.s), process.level(grid[0])
             fresh = float(high.scale * ((high.sigma - low.sigma) * (high.sigma + low.sigma)).sqrt())

@@ -18,7 +18,6 @@ With r2 = 2/3, γ is 0 and order 3 is the published DPM-Solver-3; for other r2 t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ..domains.tensors import number
-from ..processes import Equation, ProbabilityFlow, ReverseSDE
+from ..processes import Equation
 from .forms import DATA, NOISE, Array, Form, Levels, carry, phi, weights
 from .linear import LinearSolver, Stage, noise_levels, readings, rows
 from .multistep import Multistep, Orders, finite_levels, rising
@@ -67,7 +66,7 @@ class _Singlestep(LinearSolver):
 
     form: Form
     eta: float | None
-    places: tuple[float, float]
+    places: tuple[float | None, float | None]
 
     def orders(self, n: int) -> list[int]:
         raise NotImplementedError
@@ -158,7 +157,9 @@ class _Dpm(Multistep, _Singlestep):
             whole, ratio = weights(self.form, nodes[:, :1], start, end, eta), (h / (nodes[:, 0] - nodes[:, 1]))[:, None]
             return np.concatenate([whole * (1 + ratio / 2), -whole * ratio / 2], 1)
         exact = weights(self.form, nodes, start, end, eta, clock)
-        return exact - _half_second_difference(self.form, nodes, start, end, eta) if self.legacy and count == 3 else exact
+        return (
+            exact - _half_second_difference(self.form, nodes, start, end, eta) if self.legacy and count == 3 else exact
+        )
 
 
 def _half_second_difference(form: Form, nodes: Array, start: Levels, end: Levels, eta: Array) -> Array:
@@ -193,7 +194,7 @@ class DPMSolver(_Dpm):
     Source: Lu et al. 2022 (DPM-Solver), alg. 1, 2; notes l.1200–1236, with √α for α (E21) and h for h_i (E22).
     """
 
-    order = 3
+    order: float | None = 3
     order_note = "1, 2 or 3 (SDE: weak min(order, 2))"
     evaluations = "order; multistep 1"
     source = "Lu et al. 2022a"
@@ -222,7 +223,7 @@ class DPMSolverPP(_Dpm):
     SDE, too, exact weights.
     """
 
-    order = 2
+    order: float | None = 2
     order_note = "1, 2 or 3 (SDE: weak min(order, 2))"
     evaluations = "multistep 1; order"
     source = "Lu et al. 2022b"

@@ -85,5 +85,7 @@ def round_trip(
     x = as_state(x0).to(back)
     back = back / process.event_level(grid[-1]).scale.to(back)
     ndim = len(process.domain.event_shape)
-    error = (event_sum((back - x).double() ** 2, ndim) / max(1, x[(0,) * (x.dim() - ndim)].numel() if x.numel() else 1)).sqrt()
+    error = (
+        event_sum((back - x).double() ** 2, ndim) / max(1, x[(0,) * (x.dim() - ndim)].numel() if x.numel() else 1)
+    ).sqrt()
     return RoundTrip(code, back, error)

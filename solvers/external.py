@@ -110,8 +110,10 @@ class TorchDiffEq(_External):
             options |= {"rtol": self.rtol, "atol": self.atol, "options": {"step_t": span[1:]}}
         if not self.adjoint:
             return odeint(slope, x, span, **options)[-1], slope
-        backward = {"adjoint_options": {}} if self.method not in _FIXED else {}
-        return odeint_adjoint(slope, x, span, **options, **backward, adjoint_params=self._parameters(equation))[-1], slope
+        backward: dict[str, Any] = {"adjoint_options": {}} if self.method not in _FIXED else {}
+        return odeint_adjoint(slope, x, span, **options, **backward, adjoint_params=self._parameters(equation))[
+            -1
+        ], slope
 
 
 class TorchSDE(_External):
@@ -139,7 +141,9 @@ class TorchSDE(_External):
         if method not in orders:
             raise ValueError(f"method: got {method!r}, expected one of {', '.join(orders)}")
         if adjoint and method == "srk":
-            raise ValueError("method: got 'srk' with adjoint=True, which torchsde does not offer, expected e.g. 'milstein'")
+            raise ValueError(
+                "method: got 'srk' with adjoint=True, which torchsde does not offer, expected e.g. 'milstein'"
+            )
         self.method, (self.weak_order, self.strong_order) = method, orders[method]
         self.order = self.weak_order
         self.adjoint, self.parameters = adjoint, None if parameters is None else tuple(parameters)
@@ -161,7 +165,9 @@ class TorchSDE(_External):
         sign = 1 if record.s > record.t else -1
         ndim = len(equation.domain.event_shape)
         flat = x.reshape(-1, max(1, x[(0,) * (x.dim() - ndim)].numel()) if x.numel() else 1)
-        sde = _Sde(equation, x, state.calls if state else 0, sign, "stratonovich" if self.method in _STRATONOVICH else "ito")
+        sde = _Sde(
+            equation, x, state.calls if state else 0, sign, "stratonovich" if self.method in _STRATONOVICH else "ito"
+        )
         span = torch.tensor([sign * record.t, sign * record.s], dtype=torch.float64, device=x.device)
         path = _Increment(noise, flat, record.t, record.s)
         # one step, whatever rounding makes of t + (s − t)
@@ -169,7 +175,9 @@ class TorchSDE(_External):
         if not self.adjoint:
             return torchsde.sdeint(sde, flat, span, **options)[-1].reshape(x.shape), sde.drift
         parameters = self._parameters(equation)
-        return torchsde.sdeint_adjoint(sde, flat, span, **options, adjoint_params=parameters)[-1].reshape(x.shape), sde.drift
+        return torchsde.sdeint_adjoint(sde, flat, span, **options, adjoint_params=parameters)[-1].reshape(
+            x.shape
+        ), sde.drift
 
 
 class _Sde(nn.Module):

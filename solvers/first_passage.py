@@ -88,7 +88,9 @@ def first_passage(
         before, after = distances(x), distances(y)
         # one uniform and one inverse Gaussian for each wall, made of normals of this step's streams beyond the rule's own
         u, z, w = _for_walls(source, record, before)
-        crossing = (-2 * before * after.clamp(min=0) / variance).clamp(max=0).exp() if bridge else torch.zeros_like(before)
+        crossing = (
+            (-2 * before * after.clamp(min=0) / variance).clamp(max=0).exp() if bridge else torch.zeros_like(before)
+        )
         crossed = (after <= 0) | (u < crossing)
         share = _hitting_share(before, after.abs(), variance, z, w) if bridge else torch.ones_like(before)
         first, wall = torch.where(crossed, share, torch.inf).min(-1)

@@ -31,6 +31,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,7 +66,7 @@ class Levels:
     def std(self) -> Array:
         return self.scale * self.sigma
 
-    def __getitem__(self, index: object) -> Levels:
+    def __getitem__(self, index: Any) -> Levels:
         part = object.__new__(Levels)
         part.t, part.scale, part.sigma, part.lam = (v[index] for v in (self.t, self.scale, self.sigma, self.lam))
         return part

@@ -41,7 +41,9 @@ def load_grid(path: str | Path, process: Diffusion | None = None, **made_for: An
     """
     content = read_grid_file(path)
     if process is not None and content["process"] != json.loads(json.dumps(process.config())):
-        raise ValueError(f"{path}: got a grid made for {content['process']}, expected one for {process.config()}; tune it anew")
+        raise ValueError(
+            f"{path}: got a grid made for {content['process']}, expected one for {process.config()}; tune it anew"
+        )
     for name, value in made_for.items():
         kept = content["made_for"].get(name)
         if kept != json.loads(json.dumps(value)):

@@ -113,7 +113,9 @@ def align(process: Diffusion, n: int, table: str | Sequence[float] = "stable-dif
         raise ValueError(f"table: got {table!r}, expected one of {', '.join(ALIGNED)} or a list of noise levels")
     sigmas = torch.as_tensor(ALIGNED[table] if isinstance(table, str) else table, dtype=torch.float64)
     if sigmas.dim() != 1 or len(sigmas) < 2 or not bool((sigmas.diff() < 0).all()) or float(sigmas[-1]) <= 0:
-        raise ValueError(f"table: got {sigmas.tolist()}, expected at least two noise levels, strictly decreasing, above 0")
+        raise ValueError(
+            f"table: got {sigmas.tolist()}, expected at least two noise levels, strictly decreasing, above 0"
+        )
     _ends(process, n, None, None)
     place = _fractions(n) * (len(sigmas) - 1)
     i = place.floor().clamp(max=len(sigmas) - 2).long()
@@ -145,7 +147,9 @@ def discrete(process: Diffusion, n: int, spacing: str = "leading", *, offset: in
     else:
         raise ValueError(f"spacing: got {spacing!r}, expected 'leading', 'trailing' or 'linspace'")
     if float(labels[0]) > count - 1:
-        raise ValueError(f"offset: got {offset}, which leads to label {int(labels[0])}, expected labels up to {count - 1}")
+        raise ValueError(
+            f"offset: got {offset}, which leads to label {int(labels[0])}, expected labels up to {count - 1}"
+        )
     return _strict(process, (labels + 1) / count)
 
 
@@ -160,7 +164,9 @@ def iddpm_levels(M: int = 1000, C1: float = 0.001, C2: float = 0.008) -> Tensor:
     return torch.tensor(levels[::-1], dtype=torch.float64)
 
 
-def iddpm(process: Diffusion, n: int, *, first: int | None = None, M: int = 1000, C1: float = 0.001, C2: float = 0.008) -> Tensor:
+def iddpm(
+    process: Diffusion, n: int, *, first: int | None = None, M: int = 1000, C1: float = 0.001, C2: float = 0.008
+) -> Tensor:
     """n of the levels u_j of :func:`iddpm_levels`: j = ⌊j_0 + (M − 1 − j_0)/(n − 1)·i + ½⌋ (Karras et al. 2022, table 1).
 
     Args: first: j_0; by default the first level that the process reaches (the paper takes 8, where u = 80.2).
@@ -185,20 +191,26 @@ def grid_from_diffusers(scheduler: Any, process: Diffusion | None = None) -> Ten
     """
     sigmas, table = getattr(scheduler, "sigmas", None), getattr(scheduler, "alphas_cumprod", None)
     if not hasattr(scheduler, "timesteps") or getattr(scheduler, "num_inference_steps", 1) is None:
-        raise TypeError(f"scheduler: got {type(scheduler).__name__}, expected a diffusers scheduler after set_timesteps(n)")
+        raise TypeError(
+            f"scheduler: got {type(scheduler).__name__}, expected a diffusers scheduler after set_timesteps(n)"
+        )
     config = getattr(scheduler, "config", {})
     if config.get("use_flow_sigmas", False) or (table is None and "shift" in config):
         times = _distinct(torch.as_tensor(sigmas, dtype=torch.float64))
         return times if process is None else _at_sigmas(process, times / (1 - times))
     if process is None:
         if table is None:
-            raise TypeError(f"scheduler: got {type(scheduler).__name__} without alphas_cumprod; name the process whose times you want")
+            raise TypeError(
+                f"scheduler: got {type(scheduler).__name__} without alphas_cumprod; name the process whose times you want"
+            )
         process = Diffusion(Euclidean((1,)), Discrete(torch.as_tensor(table, dtype=torch.float64)))
     if sigmas is not None:
         return _at_sigmas(process, _distinct(torch.as_tensor(sigmas, dtype=torch.float64)))
     schedule = process.schedule
     if not isinstance(schedule, Discrete):
-        raise TypeError(f"process: got {schedule!r}, expected a Discrete schedule: {type(scheduler).__name__} has labels, no noise levels")
+        raise TypeError(
+            f"process: got {schedule!r}, expected a Discrete schedule: {type(scheduler).__name__} has labels, no noise levels"
+        )
     labels = torch.as_tensor(scheduler.timesteps, dtype=torch.float64).cpu()
     return _strict(process, (_distinct(labels + 1)) / len(schedule.alphas_cumprod))
 

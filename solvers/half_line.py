@@ -17,7 +17,7 @@ from torch import Tensor
 from ..domains import Hypercube, Orthant
 from ..domains.domain import Domain
 from ..processes import Equation
-from .solver import Record, Row
+from .solver import Record
 from .stochastic import EulerMaruyama
 from .walls import Cover, Reflect
 
@@ -38,14 +38,16 @@ class LepingleEulerMaruyama(EulerMaruyama):
         if not isinstance(equation.domain, (Hypercube, Orthant)):
             raise TypeError(f"LepingleEulerMaruyama: got {equation.domain!r}, expected an Orthant or a Hypercube")
         if isinstance(equation.wall, Cover):
-            raise TypeError("LepingleEulerMaruyama: got the wall Cover(), expected Reflect() or Project(): it has to know the state itself")
+            raise TypeError(
+                "LepingleEulerMaruyama: got the wall Cover(), expected Reflect() or Project(): it has to know the state itself"
+            )
         return [r._replace(draws=2) if r.draws else r for r in super().plan(equation, times)]
 
     def step(self, equation: Equation, x: Tensor, record: Record, state: Any, noise: Any) -> tuple[Tensor, Any]:
         moved, state = super().step(equation, x, record, state, noise)
         if not record.draws:
             return moved, state
-        row: Row = record.coefficients[0]
+        row = record.coefficients[0]
         variance = (row.weights[1] * equation.diagonal(x, record.t)) ** 2
         # −ln U of a uniform U made of the second normal
         exponential = -torch.special.log_ndtr(noise[1])

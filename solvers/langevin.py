@@ -97,7 +97,7 @@ class PredictorCorrector(Solver):
     Source: Song et al. 2021, alg. 1 (the order P, C at the new level; score_sde itself does C, P at the same level).
     """
 
-    accepts = (ReverseSDE, ProbabilityFlow)
+    accepts: tuple[type[Equation], ...] = (ReverseSDE, ProbabilityFlow)
     stochastic = True
     multistage = True
     order = None
@@ -148,7 +148,7 @@ class AnnealedLangevin(Solver):
     Source: Song & Ermon 2019, alg. 1; 2020, alg. 1.
     """
 
-    accepts = (ReverseSDE, ProbabilityFlow)
+    accepts: tuple[type[Equation], ...] = (ReverseSDE, ProbabilityFlow)
     stochastic = True
     multistage = True
     order = None

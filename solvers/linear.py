@@ -35,10 +35,10 @@ class Reading(NamedTuple):
     """
 
     time: Number
-    p: Number | None
-    q: Number | None
-    data: Number | None
-    noise: Number | None
+    p: Number
+    q: Number
+    data: Number
+    noise: Number
 
 
 class Stage(NamedTuple):
@@ -89,7 +89,8 @@ class LinearSolver(Solver):
         schedule, t = equation.process.schedule, times[:2]  # type: ignore[attr-defined]
         if not self.reads_predictions or not hasattr(equation.score, "prediction"):  # type: ignore[attr-defined]
             raise ValueError(
-                f"{self!r}: got a grid from t = {float(t[0]):g}, where the scale is 0, expected times from t_max = {schedule.t_max:g}; with a "
+                f"{self!r}: got a grid from t = {float(t[0]):g}, where the scale is 0, expected times from t_max = {schedule.t_max:g}; "
+                f"with a "
                 "score that offers prediction(x, t), DDIM() and the multistep rules may start there"
             )
         end = Levels.at(equation.process, t[1:])  # type: ignore[attr-defined]
@@ -143,7 +144,8 @@ def own_noise(equation: Equation, solver: Solver) -> None:
     """Rules whose noise is part of their formula take the equation's default only."""
     if isinstance(equation, ReverseSDE) and (callable(equation.stochasticity) or equation.stochasticity != 1.0):
         raise ValueError(
-            f"{solver!r}: got an equation of stochasticity {equation.stochasticity}, expected the default: this rule sets its noise itself; "
+            f"{solver!r}: got an equation of stochasticity {equation.stochasticity}, expected the default: this rule sets its noise "
+            f"itself; "
             "for the family between flow and reverse SDE use EulerMaruyama(), ReverseDiffusion() or ExponentialAdams(sde=True)"
         )
 
@@ -151,9 +153,7 @@ def own_noise(equation: Equation, solver: Solver) -> None:
 def readings(form: Form, levels: Levels, times: Sequence[float] | None = None) -> list[Reading]:
     """One reading per level, zeros left out where they are zero at all levels."""
     columns = [_column(v) for v in reading(form, levels)]
-    return [
-        Reading(t, *row) for t, *row in zip(levels.t.tolist() if times is None else times, *columns, strict=True)
-    ]
+    return [Reading(t, *row) for t, *row in zip(levels.t.tolist() if times is None else times, *columns, strict=True)]
 
 
 def _column(values: Array) -> list[float | None]:

@@ -88,7 +88,7 @@ def _run_again(
     from torch.utils.checkpoint import checkpoint
 
     observers = [observe]  # used up by the first run
-    return checkpoint(  # type: ignore[no-any-return]
+    return checkpoint(
         lambda x, state: _run_steps(equation, x, state, part, solver, observers.pop() if observers else None),
         x,
         state,
@@ -135,7 +135,19 @@ def solve(
     check_problem(equation, x, grid, solver)
     ndim = len(equation.domain.event_shape)
     source = recipe(None, noise).open(x, ndim) if solver.stochastic else None
-    solution = _run(equation, x, grid, solver, source, wall, save, callback, progress, condition, check_checkpoint(checkpoint, solver))
+    solution = _run(
+        equation,
+        x,
+        grid,
+        solver,
+        source,
+        wall,
+        save,
+        callback,
+        progress,
+        condition,
+        check_checkpoint(checkpoint, solver),
+    )
     return solution.raise_on_failure() if raise_on_failure else solution
 
 

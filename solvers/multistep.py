@@ -22,7 +22,7 @@ from torch import Tensor
 from ..processes import Diffusion, Equation, ProbabilityFlow, ReverseSDE
 from .forms import Array, Form, Levels, carry, clock_of, form_of, weights
 from .linear import LinearSolver, Reading, Stage, noise_levels, readings
-from .solver import Record, Row
+from .solver import Record, Row, Solver
 
 Orders = Sequence[int] | Callable[[int], Sequence[int]] | None
 MAX_ORDER = 5
@@ -77,7 +77,7 @@ def falling_end(orders: Sequence[int]) -> list[int]:
 class Multistep(LinearSolver):
     """An explicit multistep rule of order p; see the module's text. Subclasses choose form, variable and weights."""
 
-    accepts = (ProbabilityFlow,)
+    accepts: tuple[type[Equation], ...] = (ProbabilityFlow,)
     multistage = True
     reads_predictions = True
     start: Callable[[int, int], list[int]] = staticmethod(singlestep_start)
@@ -97,7 +97,9 @@ class Multistep(LinearSolver):
         self.p, self.form, self.clock, self._orders = p, form_of(form), clock, orders
         clock_of(clock, None)  # type: ignore[arg-type]  # refuses a misspelling now
         if (sde or eta is not None) and not self.form.spread:
-            raise ValueError(f"{type(self).__name__}: got form {self.form.name!r} with noise, expected 'noise' or 'data'")
+            raise ValueError(
+                f"{type(self).__name__}: got form {self.form.name!r} with noise, expected 'noise' or 'data'"
+            )
         if eta is not None and not eta >= 0:
             raise ValueError(f"eta: got {eta:g}, expected a number ≥ 0 (0 the flow, 1 the reverse SDE)")
         if eta is not None and not sde:
@@ -109,7 +111,11 @@ class Multistep(LinearSolver):
         self.strong_order = 1.0 if sde else None
 
     def __repr__(self) -> str:
-        options = [repr(self.form.name), *[f"clock={self.clock!r}"] * (self.clock != "lambda"), *["sde=True"] * self.stochastic]
+        options = [
+            repr(self.form.name),
+            *[f"clock={self.clock!r}"] * (self.clock != "lambda"),
+            *["sde=True"] * self.stochastic,
+        ]
         return f"{type(self).__name__}({self.p}, {', '.join(options)})"
 
     def orders(self, n: int) -> list[int]:
@@ -133,7 +139,13 @@ class Multistep(LinearSolver):
         return noise_levels(equation, self, levels, self.eta)
 
     def _weights(
-        self, nodes: Array, start: Levels, end: Levels, eta: Array, clock: Callable[[Array], Array] | None, regular: bool
+        self,
+        nodes: Array,
+        start: Levels,
+        end: Levels,
+        eta: Array,
+        clock: Callable[[Array], Array] | None,
+        regular: bool,
     ) -> Array:
         """∫ L_j k dλ: the weights of readings at ``nodes`` (λ, newest first) ``[n, k]`` over the steps from start to end; ``regular`` says
         whether all nodes are points of the grid."""
@@ -183,9 +195,9 @@ class Planner:
             kinds.setdefault((len(nodes), on_grid.issuperset(nodes)), []).append(k)
         out: list[list[float]] = [[]] * len(reads)
         for (_, regular), members in kinds.items():
-            index, nodes = np.array([steps[k] for k in members]), np.array([reads[k] for k in members])
+            index, at = np.array([steps[k] for k in members]), np.array([reads[k] for k in members])
             start, end = self.levels[index], self.levels[index + 1]
-            found = self.solver._weights(nodes, start, end, self.eta[index], self.clock, regular).tolist()
+            found = self.solver._weights(at, start, end, self.eta[index], self.clock, regular).tolist()
             for k, weight in zip(members, found, strict=True):
                 out[k] = weight
         return out
@@ -230,7 +242,7 @@ def _padded(newest: list[int], memory: int) -> tuple[int, ...]:
     return tuple((newest + newest[-1:] * memory)[:memory])
 
 
-def finite_levels(process: Diffusion, times: Tensor, solver: LinearSolver) -> Levels:
+def finite_levels(process: Diffusion, times: Tensor, solver: Solver) -> Levels:
     """The levels of a grid on which λ is finite."""
     levels = Levels.at(process, times)
     if not np.isfinite(levels.lam).all():
@@ -245,7 +257,8 @@ def finite_levels(process: Diffusion, times: Tensor, solver: LinearSolver) -> Le
 class ExponentialAdams(Multistep):
     """Exponential Adams–Bashforth of order p in λ: the polynomial through the last p predictions, integrated exactly.
 
-    Order p, one evaluation a step; starting costs 1, 2, 4 more for p = 3, 4, 5. p = 1 is DDIM (but for "v"). In data form p = 2 is DPM-Solver++(2M)
+    Order p, one evaluation a step; starting costs 1, 2, 4 more for p = 3, 4, 5. p = 1 is DDIM (but for "v"). In data form p = 2 is
+    DPM-Solver++(2M)
     and p = 3 DPM-Solver++(3M), both with exact weights; in noise form DEIS. With ``sde=True`` it integrates the reverse SDE at
     weak order min(p, 2).
 
@@ -259,7 +272,7 @@ class ExponentialAdams(Multistep):
     Source: Zhang & Chen 2023, §3 (DEIS); Lu et al. 2022, app. D; Hochbruck & Ostermann 2010, §2.5.
     """
 
-    order = 3
+    order: float | None = 3
     order_note = "p, 1 to 5 (SDE: weak min(p, 2))"
     source = "Zhang & Chen 2023; Hochbruck & Ostermann 2010, §2.5"
 

@@ -48,7 +48,7 @@ def forward_variance(start: Levels, end: Levels) -> Array:
 class OneStep(LinearSolver):
     """A rule x' = keep·x + weight·ε + √variance·z. A subclass gives ``_table`` (and ``_from_noise`` if it can start at s = 0)."""
 
-    order = 1
+    order: float | None = 1
 
     def _plan(self, equation: Equation, times: Tensor) -> list[Record]:
         levels = Levels.at(equation.process, times)  # type: ignore[attr-defined]
@@ -124,7 +124,8 @@ class DDIM(OneStep):
         if wrong.any():
             i = int(np.nonzero(wrong)[0][0])
             raise ValueError(
-                f"{self!r}: got σ̃² = {variance[i]:g} in step {i + 1}, expected a value between 0 and std² = {end.std[i] ** 2:g} of the level it "
+                f"{self!r}: got σ̃² = {variance[i]:g} in step {i + 1}, expected a value between 0 and std² = {end.std[i] ** 2:g} of the "
+                f"level it "
                 "leads to; lower eta"
             )
         return variance
@@ -141,10 +142,10 @@ class Ancestral(OneStep):
     Source: Ho et al. 2020, alg. 2; Song et al. 2021, eq. 4, 47; notes l.94, 1061.
     """
 
-    accepts = (ReverseSDE,)
+    accepts: tuple[type[Equation], ...] = (ReverseSDE,)
     stochastic = True
-    weak_order = 1
-    strong_order = 1
+    weak_order: float | None = 1
+    strong_order: float | None = 1
     source = "Ho et al. 2020, alg. 2; Song et al. 2021, eq. 4, 47"
 
     def __init__(self, variance: str = "posterior"):
@@ -173,10 +174,10 @@ class ReverseDiffusion(OneStep):
     Source: Song et al. 2021, eq. 46 and app. E; notes l.1046–1100.
     """
 
-    accepts = (ReverseSDE,)
+    accepts: tuple[type[Equation], ...] = (ReverseSDE,)
     stochastic = True
-    weak_order = 1
-    strong_order = 1
+    weak_order: float | None = 1
+    strong_order: float | None = 1
     source = "Song et al. 2021, eq. 46, app. E"
 
     def __init__(self, flow: bool = False):

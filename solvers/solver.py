@@ -134,7 +134,11 @@ class Solver(ABC):
     @classmethod
     def facts(cls) -> dict[str, str]:
         """One line of the solver table."""
-        order = f"weak {cls.weak_order:g}, strong {cls.strong_order:g}" if cls.weak_order and cls.strong_order else cls.order
+        order = (
+            f"weak {cls.weak_order:g}, strong {cls.strong_order:g}"
+            if cls.weak_order and cls.strong_order
+            else cls.order
+        )
         return {
             "solver": cls.__name__,
             "for": ", ".join(c.__name__ for c in cls.accepts),

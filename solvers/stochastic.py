@@ -98,7 +98,8 @@ class ReflectedStrang(Solver):
     def plan(self, equation: Equation, times: Tensor) -> list[Record]:
         if not isinstance(equation.domain, (Euclidean, FoldedDomain)):
             raise TypeError(
-                f"ReflectedStrang: got {equation.domain!r}, whose reflected Brownian motion is no fold, expected a box, an orthant, a torus, a "
+                f"ReflectedStrang: got {equation.domain!r}, whose reflected Brownian motion is no fold, expected a box, an orthant, a "
+                f"torus, a "
                 "simplex or a product of them; use ReflectedEulerMaruyama()"
             )
         middles = 0.5 * (times[1:] + times[:-1])
@@ -106,7 +107,13 @@ class ReflectedStrang(Solver):
         halves = self.flow.plan(equation, grid)
         steps = zip(halves[::2], halves[1::2], noise_of(equation, times), strict=True)
         return [
-            Record(first.t, second.s, (first, Row.of(1.0, c), second), int(c != 0.0), first.evaluations + second.evaluations)
+            Record(
+                first.t,
+                second.s,
+                (first, Row.of(1.0, c), second),
+                int(c != 0.0),
+                first.evaluations + second.evaluations,
+            )
             for first, second, c in steps
         ]
 

@@ -24,7 +24,7 @@ from ..domains.tensors import event_flat
 from ..processes import Diffusion
 from ..processes.equations import Field
 from .analytic import shortest_path
-from .forms import Levels, carry, reading, weights
+from .forms import carry, reading, weights
 from .grids import karras, polyexponential, uniform_lambda
 from .linear import check_process
 from .loop import solve
@@ -64,7 +64,7 @@ def tuned(
     solver = ExponentialAdams(3) if solver is None else solver
     if solver.stochastic or solver.adaptive:
         raise TypeError(f"solver: got {solver!r}, expected a deterministic rule with fixed steps")
-    ends = {"sigma_min": sigma_min, "sigma_max": sigma_max}
+    ends: dict[str, Any] = {"sigma_min": sigma_min, "sigma_max": sigma_max}
     plain = [uniform_lambda(process, n, **ends), karras(process, n, **ends), polyexponential(process, n, 0.8, **ends)]
     if n <= 2:
         return plain[0]
@@ -87,7 +87,12 @@ def tuned(
 
 
 def edge_lengths(
-    process: Diffusion, score: Field, solver: Solver, times: Tensor, path: Tensor, condition: Mapping[str, Any] | None = None
+    process: Diffusion,
+    score: Field,
+    solver: Solver,
+    times: Tensor,
+    path: Tensor,
+    condition: Mapping[str, Any] | None = None,
 ) -> np.ndarray:
     """e_ij of the module's text in units of the end's spread, mean over samples; float64 ``[m, m]``, infinite for j ≤ i.
 

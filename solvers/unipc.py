@@ -8,6 +8,7 @@ several is not corrected, so that n steps cost n evaluations; for p > 2 a single
 from __future__ import annotations
 
 from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -75,14 +76,15 @@ class UniPC(_Corrected):
     """UniPC-p: exponential Adams–Bashforth of order p, corrected by Adams–Moulton of order p + 1, at one evaluation a step.
 
     Order p + 1. For p = 3 and 4 and more than p steps the first is a singlestep one of order p, so that n steps cost n + 3 and n + 5
-    evaluations; n + 1 otherwise. The weights are the exact ones, which the paper's B(h) reproduces but for its shortcuts in the smallest systems.
+    evaluations; n + 1 otherwise. The weights are the exact ones, which the paper's B(h) reproduces but for its shortcuts in the
+    smallest systems.
 
     Args: p: 1 to 4; form: "data" (the default) or "noise" ("velocity" and "v" as well).
 
     Source: Zhao et al. 2023, alg. 1, 2; thm. 3.1.
     """
 
-    order = 3
+    order: float | None = 3
     order_note = "p + 1, p = 1 to 4"
     source = "Zhao et al. 2023, alg. 1, 2"
 
@@ -111,11 +113,11 @@ class SASolver(_Corrected):
     Source: Xue et al. 2023, alg. 1.
     """
 
-    accepts = (ReverseSDE,)
+    accepts: tuple[type[Equation], ...] = (ReverseSDE,)
     stochastic = True
-    order = 2
-    weak_order = 2
-    strong_order = 1
+    order: float | None = 2
+    weak_order: float | None = 2
+    strong_order: float | None = 1
     order_note = "weak min(predictor + 1, corrector, 2)"
     source = "Xue et al. 2023, alg. 1"
 

@@ -102,7 +102,9 @@ def test_optimal_trajectories_of_m1(n: int, nodes: list[int], cost: float) -> No
     times = optimal(M1.process, n, STATISTICS)
     assert (times * 50).round().int().tolist() == nodes[::-1]
     costs = path_costs(M1.process, STATISTICS)
-    assert sum(float(costs[50 - a, 50 - b]) for a, b in itertools.pairwise(nodes[::-1])) == pytest.approx(cost, abs=1e-9)
+    assert sum(float(costs[50 - a, 50 - b]) for a, b in itertools.pairwise(nodes[::-1])) == pytest.approx(
+        cost, abs=1e-9
+    )
 
 
 def test_the_cost_of_an_edge_in_its_other_form() -> None:
@@ -128,7 +130,10 @@ def test_shortest_path_is_that_of_brute_force() -> None:
     costs = np.triu(np.random.default_rng(0).random((9, 9)), 1)
     costs[costs == 0] = np.inf
     for n in (2, 3, 5, 9):
-        best = min(itertools.combinations(range(1, 8), n - 2), key=lambda inner: sum(costs[a, b] for a, b in itertools.pairwise((0, *inner, 8))))
+        best = min(
+            itertools.combinations(range(1, 8), n - 2),
+            key=lambda inner: sum(costs[a, b] for a, b in itertools.pairwise((0, *inner, 8))),
+        )
         assert shortest_path(costs, n) == [0, *best, 8]
 
 
@@ -179,11 +184,18 @@ def test_it_has_order_one_as_ddim_has() -> None:
     want = torch.cat([v.flatten() for v in problem.moments(float(grid(1)[-1]))])
     fine = uniform_lambda(problem.process, 2000, sigma_max=2.1, sigma_min=0.29)
     level = problem.process.level(fine)
-    wrong = 1 / (level.scale**2 * 0.3 + (level.scale * level.sigma) ** 2)  # as if the data were wider: then it converges, too
+    wrong = 1 / (
+        level.scale**2 * 0.3 + (level.scale * level.sigma) ** 2
+    )  # as if the data were wider: then it converges, too
 
     def run(n: int) -> Tensor:
         rule = AnalyticDPM(ScoreStatistics(fine, wrong, wrong * 0))
-        return torch.cat([v.flatten() for v in propagate_moments(problem.process.reverse(problem.score), rule, grid(n), mean, covariance)])
+        return torch.cat(
+            [
+                v.flatten()
+                for v in propagate_moments(problem.process.reverse(problem.score), rule, grid(n), mean, covariance)
+            ]
+        )
 
     slopes = convergence_order(run, (16, 32, 64, 128), want)
     assert bool(((slopes > 0.9) & (slopes < 1.4)).all()), slopes
@@ -222,7 +234,12 @@ def test_fewer_steps_suffice_with_the_optimal_variance() -> None:
     x = torch.randn(n, 1, dtype=F64, generator=torch.Generator().manual_seed(0))
     real = M1.score.sample(n, generator=torch.Generator().manual_seed(1), dtype=F64)  # type: ignore[attr-defined]
     rules = (Ancestral(), AnalyticDPM(STATISTICS), AnalyticDPM(PredictionResidual(posterior_noise_variance(M1))))
-    gaps = [energy_distance(solve(M1.process.reverse(M1.score), x, times, r, noise=WhiteNoise(2)).x[:2000], real[:2000]).value for r in rules]
+    gaps = [
+        energy_distance(
+            solve(M1.process.reverse(M1.score), x, times, r, noise=WhiteNoise(2)).x[:2000], real[:2000]
+        ).value
+        for r in rules
+    ]
     assert gaps[1] < 0.8 * gaps[0] and gaps[2] < 0.8 * gaps[0], gaps
 
 
@@ -258,7 +275,9 @@ def test_between_walls_and_on_trajectories_of_other_schedules() -> None:
     data = torch.rand(200, 2, dtype=F64)
     statistics = estimate_statistics(process, score, data, times)
     assert len(optimal(process, 8, statistics)) == 8
-    run = solve(process.reverse(score), data, optimal(process, 8, statistics), AnalyticDPM(statistics), noise=WhiteNoise(0))
+    run = solve(
+        process.reverse(score), data, optimal(process, 8, statistics), AnalyticDPM(statistics), noise=WhiteNoise(0)
+    )
     assert bool(process.domain.contains(run.x).all())
 
 

@@ -442,10 +442,17 @@ def test_the_quadrature_itself_is_exact() -> None:
         expectation(SDE(lambda x, t: x, 1.0, Hypercube((2,))), EulerMaruyama(), [0.0, 1.0], COSINE)
 
 
-def test_diffusions_without_closed_flow_are_refused_by_name() -> None:
+def test_flows_integrated_numerically_agree_with_the_closed_one() -> None:
+    """Two equal components are one Gaussian, whose flow is closed; both ways of time, to the integrator's tolerance."""
     process = Diffusion(problems.gaussian_2d().process.domain, VP())
-    two = problems.MixtureProblem(process, (0.5, 0.5), ((0.0, 0.0), (1.0, 1.0)), (((1.0, 0.0), (0.0, 1.0)),) * 2)
-    with pytest.raises(TypeError, match="one component or one dimension"):
-        two.flow(torch.zeros(1, 2), 0.5, 0.1)
+    covariance, mean = ((0.6, 0.2), (0.2, 0.3)), (0.4, -0.3)
+    one = problems.MixtureProblem(process, (1.0,), (mean,), (covariance,))
+    two = problems.MixtureProblem(process, (0.5, 0.5), (mean, mean), (covariance, covariance))
+    for before, after in ((0.9, 0.1), (0.1, 0.9)):
+        x = one.points(before)
+        torch.testing.assert_close(two.flow(x, before, after), one.flow(x, before, after), rtol=1e-10, atol=1e-10)
+
+
+def test_moment_recursions_refuse_a_mixture() -> None:
     with pytest.raises(LawError, match="expected a Gaussian problem"):
         check_solver(EulerMaruyama(), problems.mixture(VP()))

@@ -48,7 +48,7 @@ from carom.solvers import (
     uniform,
     uniform_lambda,
 )
-from carom.solvers.forms import DATA, FORMS, NOISE, Levels, carry, phi, weights
+from carom.solvers.forms import FORMS, Levels, carry, phi, weights
 from carom.validation import convergence_order, problems, propagate_moments
 from carom.validation.order_matrix import entries
 
@@ -71,7 +71,11 @@ ONE, ZERO = torch.eye(1, dtype=F64), torch.zeros(1, dtype=F64)
 def moments(problem: problems.Problem, solver: Solver, times: Tensor, spread: float = 1.0) -> tuple[float, float]:
     """Mean and variance from N(0, spread²)."""
     process = problem.process
-    equation = process.reverse(problem.score) if solver.stochastic and solver.accepts[0].stochastic else process.flow(problem.score)
+    equation = (
+        process.reverse(problem.score)
+        if solver.stochastic and solver.accepts[0].stochastic
+        else process.flow(problem.score)
+    )
     mean, covariance = propagate_moments(equation, solver, times, ZERO, spread**2 * ONE)
     return float(mean), float(covariance)
 
@@ -92,7 +96,11 @@ def test_ddim_on_g1(levels: Any, want: float) -> None:
 
 @pytest.mark.parametrize(
     ("eta", "mean", "variance"),
-    [(0.0, 0.499479441128, 0.139955964777), (0.5, 0.499782042312, 0.134816313269), (1.0, 0.499999031899, 0.111411692319)],
+    [
+        (0.0, 0.499479441128, 0.139955964777),
+        (0.5, 0.499782042312, 0.134816313269),
+        (1.0, 0.499999031899, 0.111411692319),
+    ],
 )
 def test_ddim_moments_on_ten_steps(eta: float, mean: float, variance: float) -> None:
     got = moments(G1_50, DDIM(eta), labels(50, *range(50, -1, -5)))
@@ -212,13 +220,17 @@ def test_predictor_corrector_vp(n: int, steps: int, mean: float | None, variance
     assert mean is None or got[0] == pytest.approx(mean, abs=1e-11)
 
 
-@pytest.mark.parametrize(("n", "steps", "variance"), [(100, 0, 0.272791940108), (100, 1, 0.261772798821), (1000, 1, 0.250765831097)])
+@pytest.mark.parametrize(
+    ("n", "steps", "variance"), [(100, 0, 0.272791940108), (100, 1, 0.261772798821), (1000, 1, 0.250765831097)]
+)
 def test_predictor_corrector_ve(n: int, steps: int, variance: float) -> None:
     solver = PredictorCorrector(ReverseDiffusion(), LangevinCorrector(0.16, steps)) if steps else ReverseDiffusion()
     assert moments(VE_G1, solver, ve_times(n), 50.0)[1] == pytest.approx(variance, abs=1e-11)
 
 
-@pytest.mark.parametrize(("n", "variance", "denoised"), [(100, 0.257908827434, 0.257702624102), (1000, 0.250838207878, None)])
+@pytest.mark.parametrize(
+    ("n", "variance", "denoised"), [(100, 0.257908827434, 0.257702624102), (1000, 0.250838207878, None)]
+)
 def test_annealed_langevin(n: int, variance: float, denoised: float | None) -> None:
     """formulas.md §10: ten levels from 1 to .01, step_lr 2e-5; the last denoising multiplies deviations by v/(v + σ²)."""
     problem = problems.gaussian(EDM(sigma_min=0.01, sigma_max=1.0))
@@ -235,7 +247,9 @@ def test_the_ncsn_step_on_delta_data() -> None:
     sigma = float(problem.process.schedule.sigma(times[-1]))
     assert moments(problem, AnnealedLangevin(1, sigma**2), times)[1] == pytest.approx(2 * sigma**2, rel=1e-12)
     # v/(1 − e/2v) with e = .02 v
-    assert moments(problem, AnnealedLangevin(600, 0.02 * sigma**2), times)[1] == pytest.approx(sigma**2 / 0.99, rel=1e-5)
+    assert moments(problem, AnnealedLangevin(600, 0.02 * sigma**2), times)[1] == pytest.approx(
+        sigma**2 / 0.99, rel=1e-5
+    )
 
 
 M1_VP, START = problems.mixture(VP()), f64(-1.5, -0.6, 0.1, 0.7, 1.8)[:, None]
@@ -261,7 +275,9 @@ def test_dpm_solver_on_m1(order: int, want: tuple[float, ...]) -> None:
     torch.testing.assert_close(x.flatten(), f64(*want), rtol=0, atol=1e-10)
 
 
-def slopes(problem: problems.Problem, solver: Solver, x: Tensor, steps: tuple[int, ...], grid: Any = lambda_grid) -> list[float]:
+def slopes(
+    problem: problems.Problem, solver: Solver, x: Tensor, steps: tuple[int, ...], grid: Any = lambda_grid
+) -> list[float]:
     exact = problem.flow(x, 1.0, 1e-3)
     equation = problem.process.flow(problem.score)
     return convergence_order(lambda n: solve(equation, x, grid(problem, n), solver).x, steps, exact).tolist()
@@ -275,7 +291,9 @@ def test_dpm_solver_slopes() -> None:
     assert slopes(M1_VP, DPMSolver(3), START, steps) == pytest.approx([3.11, 3.07, 3.04], abs=0.01)
     assert slopes(M1_VP, DPMSolverPP(2), START, steps) == pytest.approx([1.96, 1.99, 1.99], abs=0.01)
     g1 = problems.gaussian(VP())
-    assert slopes(g1, DPMSolver(3), f64(1.3)[:, None], (10, 20, 40, 80, 160)) == pytest.approx([3.36, 3.25, 3.14, 3.07], abs=0.01)
+    assert slopes(g1, DPMSolver(3), f64(1.3)[:, None], (10, 20, 40, 80, 160)) == pytest.approx(
+        [3.36, 3.25, 3.14, 3.07], abs=0.01
+    )
     in_t = lambda problem, n: torch.linspace(1, 1e-3, n + 1, dtype=F64)
     assert max(slopes(M1_VP, DPMSolver(3), START, steps, in_t)) < 2.9
 
@@ -292,7 +310,9 @@ def test_dpm_solver_fast_ends_in_lower_orders() -> None:
         errors = []
         for k in (160, 320):
             plan = dpm_solver_fast(3 * k + rest)
-            run = solve(M1_VP.process.flow(M1_VP.score), START, lambda_grid(M1_VP, len(plan)), DPMSolver(3, orders=plan))
+            run = solve(
+                M1_VP.process.flow(M1_VP.score), START, lambda_grid(M1_VP, len(plan)), DPMSolver(3, orders=plan)
+            )
             assert run.nfe == 3 * k + rest
             errors.append(float((run.x - exact).abs().max()))
         return math.log2(errors[0] / errors[1])
@@ -349,8 +369,15 @@ def test_four_names_of_one_stochastic_step(schedule: Any) -> None:
     problem = problems.mixture(schedule)
     times = karras(problem.process, 12)
     one = ends(DDIM(1.0), problem, times)
-    for other in (Ancestral(), DPMSolverPP(1, sde=True), DPMSolverPP(1, multistep=False, sde=True), ExponentialAdams(1, sde=True)):
-        torch.testing.assert_close(ends(other, problem, times), one, rtol=0, atol=1e-12 * float(one.abs().max().clamp(min=1)))
+    for other in (
+        Ancestral(),
+        DPMSolverPP(1, sde=True),
+        DPMSolverPP(1, multistep=False, sde=True),
+        ExponentialAdams(1, sde=True),
+    ):
+        torch.testing.assert_close(
+            ends(other, problem, times), one, rtol=0, atol=1e-12 * float(one.abs().max().clamp(min=1))
+        )
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
@@ -359,9 +386,19 @@ def test_many_names_of_one_deterministic_step(schedule: Any) -> None:
     problem = problems.mixture(schedule)
     times = karras(problem.process, 12)
     one = ends(DDIM(), problem, times)
-    others = [DPMSolver(1), DPMSolver(1, multistep=True), DPMSolverPP(1), DPMSolverPP(1, multistep=False), DEIS(1), Adams(1), IPNDM(1)]
+    others = [
+        DPMSolver(1),
+        DPMSolver(1, multistep=True),
+        DPMSolverPP(1),
+        DPMSolverPP(1, multistep=False),
+        DEIS(1),
+        Adams(1),
+        IPNDM(1),
+    ]
     for other in (*others, *(ExponentialAdams(1, form) for form in ("noise", "data", "velocity"))):
-        torch.testing.assert_close(ends(other, problem, times), one, rtol=0, atol=1e-12 * float(one.abs().max().clamp(min=1)))
+        torch.testing.assert_close(
+            ends(other, problem, times), one, rtol=0, atol=1e-12 * float(one.abs().max().clamp(min=1))
+        )
     # Euler in σ: the same process on EDM's clock, where t is σ
     level = problem.process.level(times)
     clock = problems.mixture(EDM(sigma_min=float(level.sigma[-1]) / 2, sigma_max=float(level.sigma[0])))
@@ -387,7 +424,10 @@ def test_one_scheme_by_several_names() -> None:
             one = type(one)(3, True, orders=[1, 1, *[3] * 9])
             other = type(other)(3, orders=[1, 1, *[3] * 9])
         if one.stochastic:
-            one, other = DPMSolverPP(3, sde=True, orders=[1, 1, *[3] * 9]), ExponentialAdams(3, sde=True, orders=[1, 1, *[3] * 9])
+            one, other = (
+                DPMSolverPP(3, sde=True, orders=[1, 1, *[3] * 9]),
+                ExponentialAdams(3, sde=True, orders=[1, 1, *[3] * 9]),
+            )
         torch.testing.assert_close(ends(one, problem, times), ends(other, problem, times), rtol=0, atol=1e-12)
 
 
@@ -398,11 +438,21 @@ def test_iterated_constants_of_the_papers() -> None:
     level = Levels.at(process, times)
     i = 4
     h, h0, h1 = (float(level.lam[k + 1] - level.lam[k]) for k in (i, i - 1, i - 2))
-    r0, r1, scale, sigma, before = h0 / h, h1 / h, float(level.scale[i + 1]), float(level.std[i + 1]), float(level.std[i])
+    r0, r1, scale, sigma, before = (
+        h0 / h,
+        h1 / h,
+        float(level.scale[i + 1]),
+        float(level.std[i + 1]),
+        float(level.std[i]),
+    )
     D = np.array([0.7, -0.2, 0.5])
     D10, D11 = (D[0] - D[1]) / r0, (D[1] - D[2]) / r1
     D1, D2 = D10 + r0 / (r0 + r1) * (D10 - D11), 2 * (D10 - D11) / (r0 + r1)
-    want = -scale * math.expm1(-h) * D[0] + scale * (math.expm1(-h) / h + 1) * D1 - scale * ((math.expm1(-h) + h) / h**2 - 0.5) * D2
+    want = (
+        -scale * math.expm1(-h) * D[0]
+        + scale * (math.expm1(-h) / h + 1) * D1
+        - scale * ((math.expm1(-h) + h) / h**2 - 0.5) * D2
+    )
 
     def weigh(solver: Any, equation: Any) -> np.ndarray:
         ((stage,), _) = solver.plan(equation, times)[i].coefficients
@@ -412,7 +462,11 @@ def test_iterated_constants_of_the_papers() -> None:
     value, keep = weigh(DPMSolverPP(3), process.flow(lambda x, t: x))
     assert (value, keep) == pytest.approx((want, sigma / before), abs=1e-13)
     e = math.expm1(-2 * h)
-    stochastic = -scale * e * D[0] + scale * (e / (2 * h) + 1) * D1 + scale * 2 * (-e / (4 * h**2) * 1.0 - 1 / (2 * h) + 0.5) * D2 / 2
+    stochastic = (
+        -scale * e * D[0]
+        + scale * (e / (2 * h) + 1) * D1
+        + scale * 2 * (-e / (4 * h**2) * 1.0 - 1 / (2 * h) + 0.5) * D2 / 2
+    )
     value, keep = weigh(DPMSolverPP(3, sde=True), process.reverse(lambda x, t: x))
     assert (value, keep) == pytest.approx((stochastic, sigma / before * math.exp(-h)), abs=1e-13)
     # what is distributed lacks a factor of 2 in D2
@@ -426,11 +480,18 @@ def test_iterated_constants_of_the_papers() -> None:
 def test_phi_functions_against_fifty_digits() -> None:
     import mpmath as mp
 
-    z = torch.tensor([-30.0, -3.0, -1.0, -0.999, -0.02, -1e-2, -9e-3, -1e-8, 0.0, 1e-12, 5e-3, 0.3, 0.99, 1.0, 1.01, 2.5, 20.0], dtype=F64)
+    z = torch.tensor(
+        [-30.0, -3.0, -1.0, -0.999, -0.02, -1e-2, -9e-3, -1e-8, 0.0, 1e-12, 5e-3, 0.3, 0.99, 1.0, 1.01, 2.5, 20.0],
+        dtype=F64,
+    )
     with mp.workdps(50):
         for k in range(4):
             for value, got in zip(z.tolist(), phi(k, z).tolist(), strict=True):
-                want = mp.quad(lambda u, v=value, k=k: mp.e ** ((1 - u) * v) * u ** (k - 1) / mp.factorial(k - 1), [0, 1]) if k else mp.e**value
+                want = (
+                    mp.quad(lambda u, v=value, k=k: mp.e ** ((1 - u) * v) * u ** (k - 1) / mp.factorial(k - 1), [0, 1])
+                    if k
+                    else mp.e**value
+                )
                 assert got == pytest.approx(float(want), rel=5e-15 * 4**k)
 
 
@@ -448,7 +509,9 @@ def test_a_step_is_exact_while_its_prediction_is_a_polynomial(form: Any, schedul
     nodes = start.lam[:, None] - np.array([[0.0, 0.4, 1.1, 1.7]])
     got = float((weights(form, nodes, start, end) * polynomial(nodes)).sum())
     kernel = lambda lam: form.kernel(end.scale, end.lam, np.array(lam), np.zeros(1)).item() * polynomial(lam)
-    want = sum(quad(kernel, a, b, epsabs=1e-14, epsrel=1e-13)[0] for a, b in itertools.pairwise(np.linspace(*level.lam, 9)))
+    want = sum(
+        quad(kernel, a, b, epsabs=1e-14, epsrel=1e-13)[0] for a, b in itertools.pairwise(np.linspace(*level.lam, 9))
+    )
     # extrapolating five steps ahead enlarges rounding by the weights themselves
     assert got == pytest.approx(want, rel=1e-11)
     # where D and ε rest, so does P, and the step is exact; v alone turns with φ
@@ -464,7 +527,11 @@ def test_combine_leaves_its_input_alone() -> None:
 
     x, terms = torch.ones(3), (torch.ones(3), None, torch.full((3,), 2.0))
     out = combine(Row(None, (0.5, 1.0, 2.0)), x, terms)
-    assert torch.equal(out, torch.full((3,), 5.5)) and torch.equal(x, torch.ones(3)) and torch.equal(terms[0], torch.ones(3))
+    assert (
+        torch.equal(out, torch.full((3,), 5.5))
+        and torch.equal(x, torch.ones(3))
+        and torch.equal(terms[0], torch.ones(3))
+    )
     assert combine(Row(None, (None,)), x, (x,)) is x
 
 
@@ -476,7 +543,9 @@ def test_order_plans_are_visible_lists() -> None:
     assert singlestep_start(7, 5) == [4, 4, 5, 5, 5, 5, 5]
     assert singlestep_start(7, 4) == [3, 3, 4, 4, 4, 4, 4]
     assert singlestep_start(7, 3) == [2, 3, 3, 3, 3, 3, 3]
-    assert singlestep_start(3, 5) == [1, 2, 3] and singlestep_start(4, 2) == [1, 2, 2, 2] and singlestep_start(0, 3) == []
+    assert (
+        singlestep_start(3, 5) == [1, 2, 3] and singlestep_start(4, 2) == [1, 2, 2, 2] and singlestep_start(0, 3) == []
+    )
     assert falling_end(rising(6, 3)) == [1, 2, 3, 3, 2, 1]
     assert DEIS(4).orders(6) == [3, 3, 4, 4, 4, 4] and DPMSolverPP(2).orders(3) == [1, 2, 2]
     assert DPMSolver(3).orders(3) == [3, 3, 3] and DPMSolverPP(3, sde=True).orders(4) == [1, 2, 3, 3]
@@ -561,7 +630,9 @@ def test_constructors_refuse(make: Any, message: str) -> None:
 def test_plans_refuse(solver: Solver, equation: str, times: Any, message: str) -> None:
     problem = problems.mixture(VP())
     process, score = problem.process, problem.score
-    made = {"flow": process.flow(score), "reverse": process.reverse(score), "eta": process.reverse(score, 0.5)}[equation]
+    made = {"flow": process.flow(score), "reverse": process.reverse(score), "eta": process.reverse(score, 0.5)}[
+        equation
+    ]
     with pytest.raises(ValueError, match=message):
         solve(made, problem.points(0.9), karras(process, 5) if callable(times) else times, solver)
 
@@ -584,8 +655,14 @@ def test_norm_rule_is_refused_between_walls() -> None:
 
 def spaces() -> dict[str, tuple[Diffusion, Any]]:
     points = torch.rand(9, 2, dtype=F64, generator=torch.Generator().manual_seed(3))
-    box, simplex, plane = Diffusion(Hypercube((2,)), VE()), Diffusion(Simplex(3), VE()), Diffusion(Euclidean((2,)), VP())
-    mixture = GaussianMixtureScore(plane, [0.3, 0.7], [[0.5, -0.3], [-1.0, 0.8]], [[[0.5, 0.2], [0.2, 0.3]], [[0.1, 0.0], [0.0, 0.4]]])
+    box, simplex, plane = (
+        Diffusion(Hypercube((2,)), VE()),
+        Diffusion(Simplex(3), VE()),
+        Diffusion(Euclidean((2,)), VP()),
+    )
+    mixture = GaussianMixtureScore(
+        plane, [0.3, 0.7], [[0.5, -0.3], [-1.0, 0.8]], [[[0.5, 0.2], [0.2, 0.3]], [[0.1, 0.0], [0.0, 0.4]]]
+    )
     return {
         "plane": (plane, mixture),
         "box": (box, EmpiricalScore(box, points**2)),
@@ -636,7 +713,9 @@ def test_one_to_five_steps_everywhere(solver: Solver, space: str) -> None:
         if isinstance(run.nfe, int):
             assert run.nfe == calls
         for i, seed in enumerate((5, 8, 1)):
-            alone = solve(equation, x[i : i + 1], times, solver, noise=SampleNoise([seed]) if solver.stochastic else None)
+            alone = solve(
+                equation, x[i : i + 1], times, solver, noise=SampleNoise([seed]) if solver.stochastic else None
+            )
             if type(solver).__name__ == "TorchDiffEq" and steps:
                 torch.testing.assert_close(alone.x[0], run.x[i])
             else:
@@ -672,7 +751,9 @@ def test_all_members_of_the_family_share_the_marginals(schedule: Any, forward: b
     want = torch.cat([v.flatten() for v in problem.moments(float(times(1)[-1]))])
 
     def run(n: int) -> Tensor:
-        return torch.cat([v.flatten() for v in propagate_moments(equation, EulerMaruyama(), times(n), mean, covariance)])
+        return torch.cat(
+            [v.flatten() for v in propagate_moments(equation, EulerMaruyama(), times(n), mean, covariance)]
+        )
 
     found = convergence_order(run, (64, 128, 256), want)
     # the noising process is exact in no number of steps, but its drift is linear and needs no score: order 1 as well
@@ -687,7 +768,9 @@ def test_forward_family_without_a_score() -> None:
         process.forward(lambda x, t: x, -1.0)
 
 
-@pytest.mark.parametrize("solver", [ReverseDiffusion(), ExponentialAdams(2, sde=True), DPMSolverPP(2, False, sde=True), SASolver()], ids=repr)
+@pytest.mark.parametrize(
+    "solver", [ReverseDiffusion(), ExponentialAdams(2, sde=True), DPMSolverPP(2, False, sde=True), SASolver()], ids=repr
+)
 @pytest.mark.parametrize("eta", [0.25, lambda t: 0.5 + t], ids=["¼", "½ + t"])
 def test_exponential_rules_take_the_equation_s_noise(solver: Solver, eta: Any) -> None:
     problem = problems.gaussian(VP())
@@ -709,7 +792,15 @@ TERMINAL = Discrete(torch.cat([torch.linspace(0.99, 0.01, 99, dtype=F64), ZERO])
 @pytest.mark.parametrize("schedule", [FlowMatching(), TERMINAL], ids=["flow matching", "zero terminal SNR"])
 @pytest.mark.parametrize(
     "solver",
-    [DDIM(), DDIM(1.0), DEIS(3), DPMSolverPP(2), DPMSolver(3, multistep=True), UniPC(2), ExponentialAdams(4, "velocity")],
+    [
+        DDIM(),
+        DDIM(1.0),
+        DEIS(3),
+        DPMSolverPP(2),
+        DPMSolver(3, multistep=True),
+        UniPC(2),
+        ExponentialAdams(4, "velocity"),
+    ],
     ids=repr,
 )
 def test_predictions_start_where_the_scale_vanishes(schedule: Any, solver: Solver) -> None:
@@ -728,7 +819,9 @@ def test_predictions_start_where_the_scale_vanishes(schedule: Any, solver: Solve
 def test_starts_from_pure_noise_are_refused_without_predictions() -> None:
     process = Diffusion(Euclidean((1,)), FlowMatching())
     score = GaussianMixtureScore(process, [1.0], [[0.5]], 0.04)
-    with pytest.raises(ValueError, match=r"where the scale is 0 .* a score that offers prediction\(x, t\) and a solver that reads it"):
+    with pytest.raises(
+        ValueError, match=r"where the scale is 0 .* a score that offers prediction\(x, t\) and a solver that reads it"
+    ):
         sample(process, score, Heun(), [1.0, 0.5], shape=1)
     with pytest.raises(ValueError, match="got function and DDIM"):
         sample(process, lambda x, t: -x, DDIM(), [1.0, 0.5], shape=1)
@@ -739,7 +832,9 @@ def test_starts_from_pure_noise_are_refused_without_predictions() -> None:
 def test_the_prior_fits_the_first_level_of_a_grid() -> None:
     """A grid that starts below σ_max starts from noise of that level."""
     process = Diffusion(Euclidean((1,)), EDM())
-    run = sample(process, lambda x, t: -x, Euler(), karras(process, 1, sigma_max=3.0), shape=4000, seed=0, denoise=False)
+    run = sample(
+        process, lambda x, t: -x, Euler(), karras(process, 1, sigma_max=3.0), shape=4000, seed=0, denoise=False
+    )
     assert float(run.x.std()) == pytest.approx(3.0, rel=4 / math.sqrt(8000))
 
 

@@ -1,5 +1,6 @@
 """What walls do: orders by quadrature, oblique reflection, exact half-line steps, splitting, first passage."""
 
+import itertools
 import math
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from scipy.integrate import quad
 from scipy.stats import kstest, norm
+from test_orders import COSINE, INTERVAL, finite_difference_reference
 from torch import Tensor
 
 from carom.domains import Ball, Euclidean, Hypercube, Orthant, Polytope, RegularSimplex, Simplex
@@ -39,7 +41,6 @@ from carom.solvers import (
 from carom.validation import convergence_order, expectation, problems
 from carom.validation.cover import cover_expectation
 from carom.validation.solver_laws import COVER, cosines, expected_cosines
-from test_orders import COSINE, INTERVAL, finite_difference_reference
 
 F64 = torch.float64
 DRIFTS = {
@@ -51,7 +52,13 @@ DRIFTS = {
 
 def brownian(wall: Any, drift: Any, n: int, solver: Any = None) -> float:
     """E cos πX at ¼ of dX = drift dt + dW between walls, from .2."""
-    u = expectation(SDE(drift, 1.0, INTERVAL), solver or EulerMaruyama(), torch.linspace(0, 0.25, n + 1, dtype=F64), COSINE, wall=wall)
+    u = expectation(
+        SDE(drift, 1.0, INTERVAL),
+        solver or EulerMaruyama(),
+        torch.linspace(0, 0.25, n + 1, dtype=F64),
+        COSINE,
+        wall=wall,
+    )
     return float(u(torch.tensor(0.2, dtype=F64)))
 
 
@@ -72,7 +79,10 @@ def test_penalising_has_order_one_half(strength: float) -> None:
     process = SDE(lambda x, t: torch.zeros_like(x), 1.0, INTERVAL)
     if strength == 1.0:
         x = torch.rand(50, 1, dtype=F64)
-        ends = [solve(process, x, torch.linspace(0, 1, 9), EulerMaruyama(), noise=WhiteNoise(0), wall=w).x for w in (Penalise(1.0), Project())]
+        ends = [
+            solve(process, x, torch.linspace(0, 1, 9), EulerMaruyama(), noise=WhiteNoise(0), wall=w).x
+            for w in (Penalise(1.0), Project())
+        ]
         assert torch.equal(*ends)
         return
     # a state outside is not a function of one inside: an ensemble with common noise, against the exact law's mean
@@ -80,10 +90,17 @@ def test_penalising_has_order_one_half(strength: float) -> None:
     exact, errors = math.exp(-(math.pi**2) / 8) * math.cos(0.2 * math.pi), []
     for steps in (8, 32, 128):
         x = torch.full((n, 1), 0.2, dtype=F64)
-        run = solve(process, x, torch.linspace(0, 0.25, steps + 1), EulerMaruyama(), noise=WhiteNoise(1), wall=Penalise(strength))
+        run = solve(
+            process,
+            x,
+            torch.linspace(0, 0.25, steps + 1),
+            EulerMaruyama(),
+            noise=WhiteNoise(1),
+            wall=Penalise(strength),
+        )
         assert bool(INTERVAL.contains(run.x).all())
         errors.append(float(COSINE(run.x).mean()) - exact)
-    slopes = [math.log(a / b) / math.log(4) for a, b in zip(errors, errors[1:], strict=False)]
+    slopes = [math.log(a / b) / math.log(4) for a, b in itertools.pairwise(errors)]
     # standard error .6/√200,000 = .0013 of errors .11, .06, .03: slopes to ±.05
     assert all(0.35 < slope < 0.65 for slope in slopes), (errors, slopes)
 
@@ -92,7 +109,9 @@ def test_penalising_has_order_one_half(strength: float) -> None:
 def test_strang_has_order_two_where_the_drift_is_tangential(name: str) -> None:
     """2.00 with b·n = 0; 1.43 and 1.35 otherwise, of which only 1 is claimed."""
     exact = finite_difference_reference(DRIFTS[name], 0.25, 0.2)
-    slopes = convergence_order(lambda n: brownian(Reflect(), DRIFTS[name], n, ReflectedStrang()), (16, 32, 64, 128), exact)
+    slopes = convergence_order(
+        lambda n: brownian(Reflect(), DRIFTS[name], n, ReflectedStrang()), (16, 32, 64, 128), exact
+    )
     low, high = (1.95, 2.05) if name == "score-like" else (0.9, 1.7)
     assert ((slopes >= low) & (slopes <= high)).all(), slopes
 
@@ -116,14 +135,18 @@ def test_a_fold_in_mid_run_costs_multistep_rules_their_order() -> None:
     first, last = (float(v) for v in grid(1))
     exact = expected_cosines(problem, last)
     density = lambda x: problem.log_prob(x, first).exp()
-    cover = lambda n: cover_expectation(process.reverse(problem.score), DPMSolverPP(2, sde=True), grid(n), cosines, density, **COVER[1])
+    cover = lambda n: cover_expectation(
+        process.reverse(problem.score), DPMSolverPP(2, sde=True), grid(n), cosines, density, **COVER[1]
+    )
     slopes = convergence_order(lambda n: cover(n) - exact, (16, 32, 64), resolution=1e-9)
     assert float(slopes[-1]) > 1.7, slopes
     # folded, by an ensemble from the exact law, both walls on the same noise: at six steps the fold adds several times the cover's error
     n = 400_000
     u = torch.rand(n, 1, dtype=F64, generator=torch.Generator().manual_seed(0))
     x = problem.flow(u, 1.0, first)
-    run = lambda wall: cosines(solve(process.reverse(problem.score), x, grid(6), DPMSolverPP(2, sde=True), noise=WhiteNoise(3), wall=wall).x)
+    run = lambda wall: cosines(
+        solve(process.reverse(problem.score), x, grid(6), DPMSolverPP(2, sde=True), noise=WhiteNoise(3), wall=wall).x
+    )
     gap = run(Reflect()) - run(Cover())
     se = float(gap.std()) / math.sqrt(n)
     assert float(gap.mean()) > 2 * abs(cover(6) - exact) + 4 * se, (float(gap.mean()), se, cover(6) - exact)
@@ -131,7 +154,8 @@ def test_a_fold_in_mid_run_costs_multistep_rules_their_order() -> None:
 
 @pytest.mark.parametrize("solver", [Heun(), ExponentialAdams(3), DPMSolverPP(2)], ids=repr)
 def test_projection_is_best_where_a_score_points_through_the_wall(solver: Any) -> None:
-    """numerics.md §2: deterministic rules agree under every wall when s·n = 0; with s·n ≠ 0 the reflected and covered ones err by far more."""
+    """numerics.md §2: deterministic rules agree under every wall when s·n = 0; with s·n ≠ 0 the reflected and covered "
+    "ones err by far more."""
     process = Diffusion(Hypercube((1,)), VE())
     tangential = problems.cosine(0.5).score
     outwards = lambda x, t: -(x + 0.5) / (0.05 + process.schedule.sigma(t) ** 2)  # of a Gaussian that lies outside
@@ -172,15 +196,18 @@ def lepingle_operator(drift: Any, n: int, start: float) -> float:
             # kinks where the free path ends on a wall
             kinks = np.sort(np.clip([(k - at - shift[i]) / math.sqrt(h) for k in (0.0, 1.0)], -8.0, 8.0))
             ends_ = np.unique(np.concatenate([np.linspace(-8, 8, 9), kinks]))
-            z = np.concatenate([0.5 * (a + b) + 0.5 * (b - a) * t for a, b in zip(ends_, ends_[1:], strict=False)])
-            weight = np.concatenate([0.5 * (b - a) * w for a, b in zip(ends_, ends_[1:], strict=False)]) * norm.pdf(z)
+            z = np.concatenate([0.5 * (a + b) + 0.5 * (b - a) * t for a, b in itertools.pairwise(ends_)])
+            weight = np.concatenate([0.5 * (b - a) * w for a, b in itertools.pairwise(ends_)]) * norm.pdf(z)
             y = at + shift[i] + math.sqrt(h) * z
             gap = np.maximum((at - 0) * (y - 0) if low else (1 - at) * (1 - y), 0)
             touch = 2 * gap / h  # the exponential at which the path just reaches the wall
             exponential = np.concatenate([np.zeros((1, len(z))), touch + lag[:, None]])
             uniform = norm.ppf(np.exp(-np.clip(exponential, 1e-300, 700)))
             state = torch.full((exponential.size, 1), at, dtype=F64)
-            noise = (torch.tensor(np.broadcast_to(z, exponential.shape).ravel())[:, None], torch.tensor(uniform.ravel())[:, None])
+            noise = (
+                torch.tensor(np.broadcast_to(z, exponential.shape).ravel())[:, None],
+                torch.tensor(uniform.ravel())[:, None],
+            )
             moved, _ = solver.step(equation, state, record, (), noise)
             settled = equation.settle(state, moved)[:, 0].numpy().reshape(exponential.shape)
             u = interpolate(settled)
@@ -194,7 +221,7 @@ def test_exact_half_line_steps_have_order_one(name: str) -> None:
     """numerics.md §2: exact for zero and constant drift at one wall; 1.00 and .96."""
     exact = finite_difference_reference(DRIFTS[name], 0.25, 0.2)
     errors = [lepingle_operator(DRIFTS[name], n, 0.2) - exact for n in (8, 16, 32)]
-    slopes = [math.log2(abs(a / b)) for a, b in zip(errors, errors[1:], strict=False)]
+    slopes = [math.log2(abs(a / b)) for a, b in itertools.pairwise(errors)]
     assert all(0.85 < slope < 1.15 for slope in slopes), (errors, slopes)
 
 
@@ -207,7 +234,9 @@ def test_one_step_on_a_half_line_has_the_exact_law(drift: float, start: float) -
     x = torch.full((n, 1), start, dtype=F64)
     got = solve(equation, x, [0.0, t], LepingleEulerMaruyama(), noise=WhiteNoise(4)).x.flatten().numpy()
     root = math.sqrt(t)
-    law = lambda y: norm.cdf((y - start - drift * t) / root) - np.exp(2 * drift * y) * norm.cdf((-y - start - drift * t) / root)
+    law = lambda y: (
+        norm.cdf((y - start - drift * t) / root) - np.exp(2 * drift * y) * norm.cdf((-y - start - drift * t) / root)
+    )
     assert kstest(got, law).pvalue > 1e-3
 
 
@@ -263,7 +292,9 @@ def test_oblique_reflection_pushes_along_its_direction() -> None:
     n, a, t = 100_000, 0.7, 2.0
     domain, wall = half_plane(a)
     still = SDE(lambda x, time: torch.zeros_like(x), 1.0, domain)
-    run = solve(still, torch.zeros(n, 2, dtype=F64), torch.linspace(0, t, 21), EulerMaruyama(), noise=WhiteNoise(0), wall=wall)
+    run = solve(
+        still, torch.zeros(n, 2, dtype=F64), torch.linspace(0, t, 21), EulerMaruyama(), noise=WhiteNoise(0), wall=wall
+    )
     for got, want in ((run.x[:, 1], a * math.sqrt(2 * t / math.pi)), (run.x[:, 0], math.sqrt(2 * t / math.pi))):
         assert abs(float(got.mean()) - want) < 4 * float(got.std()) / math.sqrt(n)
     assert bool(domain.contains(run.x).all())
@@ -278,14 +309,23 @@ def test_skew_symmetric_reflection_in_the_quadrant_has_an_exponential_law() -> N
     rates = -2 * torch.linalg.solve(torch.tensor([[1.0, -r], [r, 1.0]], dtype=F64), drift)
     n = 20_000
     x = torch.distributions.Exponential(rates).sample((n,))
-    run = solve(equation, x, torch.linspace(0, 2, 401), EulerMaruyama(), noise=WhiteNoise(1), wall=Oblique(domain, [[1.0, r], [-r, 1.0]]))
+    run = solve(
+        equation,
+        x,
+        torch.linspace(0, 2, 401),
+        EulerMaruyama(),
+        noise=WhiteNoise(1),
+        wall=Oblique(domain, [[1.0, r], [-r, 1.0]]),
+    )
     # four standard errors, and a bias of order h = .005 (measured .004 at this step)
     assert ((run.x.mean(0) - 1 / rates).abs() < 4 / rates / math.sqrt(n) + 0.02).all(), (run.x.mean(0), 1 / rates)
     assert abs(float(torch.corrcoef(run.x.T)[0, 1])) < 4 / math.sqrt(n) + 0.02
 
 
 @pytest.mark.parametrize(
-    "domain", [Polytope([[1, 0], [0, 1], [-1, 0], [0, -1], [1, 1]], [1, 1, 0, 0, 1.4]), RegularSimplex(3), Hypercube((2,))], ids=repr
+    "domain",
+    [Polytope([[1, 0], [0, 1], [-1, 0], [0, -1], [1, 1]], [1, 1, 0, 0, 1.4]), RegularSimplex(3), Hypercube((2,))],
+    ids=repr,
 )
 def test_normal_directions_reflect_and_all_stay_inside(domain: Any) -> None:
     normals, _ = domain.facets()
@@ -298,7 +338,9 @@ def test_normal_directions_reflect_and_all_stay_inside(domain: Any) -> None:
     tilted = normals + 0.3 * torch.stack([-normals[:, 1], normals[:, 0]], -1)
     far = x + 2 * torch.randn(400, 2, dtype=F64, generator=torch.Generator().manual_seed(2))
     inside = Oblique(domain, tilted).settle(domain, x, far)
-    assert bool((domain.contains(inside) | inside.isnan().any(-1)).all()) and float(inside.isnan().double().mean()) < 0.01
+    assert (
+        bool((domain.contains(inside) | inside.isnan().any(-1)).all()) and float(inside.isnan().double().mean()) < 0.01
+    )
 
 
 def test_facets_are_the_walls() -> None:
@@ -349,7 +391,11 @@ def test_milstein_has_strong_order_one_on_geometric_brownian_motion() -> None:
 
 
 def test_milstein_refuses_matrices() -> None:
-    equation = SDE(lambda x, t: x, lambda x, t: torch.eye(2, dtype=x.dtype).expand(len(x), 2, 2) * (1 + x[:, :1, None]), Euclidean((2,)))
+    equation = SDE(
+        lambda x, t: x,
+        lambda x, t: torch.eye(2, dtype=x.dtype).expand(len(x), 2, 2) * (1 + x[:, :1, None]),
+        Euclidean((2,)),
+    )
     with pytest.raises(TypeError, match="expected a scalar or a diagonal for this solver"):
         solve(equation, torch.ones(3, 2, dtype=F64), [0.0, 0.1], Milstein(), noise=WhiteNoise(0))
 
@@ -390,13 +436,22 @@ def test_first_passage_is_per_sample() -> None:
     whole = first_passage(equation, x, np.linspace(0, 1, 21), EulerMaruyama(), seed=[3, 1, 4, 2])
     for i, seed in enumerate([3, 1, 4, 2]):
         alone = first_passage(equation, x[i : i + 1], np.linspace(0, 1, 21), EulerMaruyama(), seed=[seed])
-        assert torch.equal(alone.time[0].nan_to_num(), whole.time[i].nan_to_num()) and int(alone.wall[0]) == int(whole.wall[i])
+        assert torch.equal(alone.time[0].nan_to_num(), whole.time[i].nan_to_num()) and int(alone.wall[0]) == int(
+            whole.wall[i]
+        )
 
 
 def test_quad_is_what_the_reference_says() -> None:
     """finite_difference_reference at zero drift against the closed form, by another road."""
     got = finite_difference_reference(lambda x, t: torch.zeros_like(x), 0.25, 0.2)
-    kernel = lambda y: (1 + 2 * sum(math.exp(-((k * math.pi) ** 2) / 8) * math.cos(0.2 * k * math.pi) * math.cos(k * math.pi * y) for k in range(1, 40)))
+    kernel = lambda y: (
+        1
+        + 2
+        * sum(
+            math.exp(-((k * math.pi) ** 2) / 8) * math.cos(0.2 * k * math.pi) * math.cos(k * math.pi * y)
+            for k in range(1, 40)
+        )
+    )
     assert got == pytest.approx(quad(lambda y: kernel(y) * math.cos(math.pi * y), 0, 1)[0], abs=1e-10)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -93,7 +94,7 @@ def cover_expectation(
     for record in records:
         moves.append(_Moves.of(equation, solver, record, [*axes, *held], degree, nodes, dim))
         held = [(float(v.min()), float(v.max())) for v in moves[-1].points[:, dim:].unbind(1)]
-    u: Callable[[Tensor], Tensor] = lambda at: function(at[:, :dim])
+    u: Any = partial(_of_state, function, dim)
     for move in reversed(moves):
         u = move.pull_back(u)
     gauss, weight = np.polynomial.legendre.leggauss(40)
@@ -101,6 +102,10 @@ def cover_expectation(
     w = torch.cartesian_prod(*[torch.tensor(0.5 * weight)] * dim).reshape(-1, dim).prod(-1)
     # on the simplex the square counts each state once per order of its particles
     return float((u(x) * density(domain.fold(x)[0]) * w).sum()) / math.factorial(dim)
+
+
+def _of_state(function: Callable[[Tensor], Tensor], dim: int, at: Tensor) -> Tensor:
+    return function(at[:, :dim])
 
 
 class _Moves(NamedTuple):
@@ -113,7 +118,14 @@ class _Moves(NamedTuple):
 
     @classmethod
     def of(
-        cls, equation: Equation, solver: Solver, record: Any, ends: list[tuple[float, float]], degree: int, nodes: int, dim: int
+        cls,
+        equation: Equation,
+        solver: Solver,
+        record: Any,
+        ends: list[tuple[float, float]],
+        degree: int,
+        nodes: int,
+        dim: int,
     ) -> _Moves:
         places = torch.cartesian_prod(*(_places(degree, e) for e in ends)).reshape(-1, len(ends))
         z, weights = _normals(record.draws * dim, nodes if record.draws * dim < 3 else 3 * nodes // 4)
@@ -123,7 +135,9 @@ class _Moves(NamedTuple):
         moved, state = solver.step(equation, start[:, :dim], record, state, noise.unbind(1))
         kept = list(state) if isinstance(state, tuple) else []
         if len(kept) > 1 or (kept and dim > 1):
-            raise ValueError(f"cover_expectation: got {solver!r}, which remembers {len(kept)} predictions, expected at most one")
+            raise ValueError(
+                f"cover_expectation: got {solver!r}, which remembers {len(kept)} predictions, expected at most one"
+            )
         width = moved.remainder(2)
         folded = torch.where(width > 1, 2 - width, width)
         sign = torch.where(width > 1, -1.0, 1.0)

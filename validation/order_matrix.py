@@ -62,7 +62,8 @@ from .solver_laws import SolverBench, reaches_order
 
 
 class Column(NamedTuple):
-    """A problem, and ranges of σ on whose grids, uniform in ln σ, orders show. A range on which the leading term of a rule's error vanishes by
+    """A problem, and ranges of σ on whose grids, uniform in ln σ, orders show. A range on which the leading term of a rule's error
+    vanishes by
     accident, or settles below rounding, is passed over for the next."""
 
     name: str
@@ -147,7 +148,10 @@ def entries() -> list[Entry]:
         *(SASolver(p, c) for p, c in ((1, 1), (1, 2), (2, 3))),
         *(ERSDE(p) for p in (1, 2, 3)),
         EDMStochastic(2.0, s_min=0.0, s_noise=1.0),
-        *(TorchSDE(method) for method in ("euler", "milstein", "srk", "heun", "midpoint", "euler_heun", "reversible_heun")),
+        *(
+            TorchSDE(method)
+            for method in ("euler", "milstein", "srk", "heun", "midpoint", "euler_heun", "reversible_heun")
+        ),
         AdaptiveSDE(),
     ]
     chains: list[Solver] = [
@@ -164,7 +168,11 @@ def blank(entry: Entry, column: Column) -> str | None:
     if isinstance(solver, (TorchDiffEq, TorchSDE)) and walls:
         return "the other library knows no walls"
     if isinstance(solver, LepingleEulerMaruyama):
-        return "its steps have kinks: measured by a quadrature of its own, tests/test_walls.py" if walls else "without a wall, Euler–Maruyama"
+        return (
+            "its steps have kinks: measured by a quadrature of its own, tests/test_walls.py"
+            if walls
+            else "without a wall, Euler–Maruyama"
+        )
     if not solver.stochastic:
         return None
     if solver.order is None or isinstance(solver, AdaptiveSDE):
@@ -182,7 +190,9 @@ def blank(entry: Entry, column: Column) -> str | None:
 
 def _plan(solver: Solver) -> list[Any]:
     problem = COLUMNS[0].problem
-    equation = SolverBench(solver, problem, 1.0, (4,), functools.partial(levels, *COLUMNS[0].ranges[0]), None).equation()
+    equation = SolverBench(
+        solver, problem, 1.0, (4,), functools.partial(levels, *COLUMNS[0].ranges[0]), None
+    ).equation()
     return solver.plan(equation, functools.partial(levels, *COLUMNS[0].ranges[0])(problem.process, 5))
 
 
@@ -213,7 +223,9 @@ def measure_cell(entry: Entry, column: Column) -> str:
     if solver.order >= 5:
         steps = (32, 64, 128, 256)
     for i, ends in enumerate(column.ranges):
-        bench = _Bench(solver, column.problem, float(solver.order), steps, functools.partial(levels, *ends), None, at=entry.at)
+        bench = _Bench(
+            solver, column.problem, float(solver.order), steps, functools.partial(levels, *ends), None, at=entry.at
+        )
         try:
             return reaches_order(bench) + f" on σ from {ends[0]:g} to {ends[1]:g}" * (i > 0)
         except Violation:

@@ -64,7 +64,7 @@ class Problem(ABC):
 
 @dataclass(frozen=True)
 class MixtureProblem(Problem):
-    """A Gaussian mixture in R^d under any schedule; the flow is closed for one component or d = 1.
+    """A Gaussian mixture in R^d under any schedule; the flow is closed for one component or d = 1, else integrated.
 
     Args: weights ``[K]``, means ``[K, d]``, covariances ``[K, d, d]``, as nested tuples of floats.
     """
@@ -266,7 +266,9 @@ class PairScore:
         sigma = self.process.schedule.sigma(per_batch(t, x, 1, "t"))
         decay = (-0.5 * (math.pi * sigma) ** 2).exp()[..., None]
         cosine, sine = (math.pi * x).cos(), (math.pi * torch.minimum(x, 1 - x)).sin()
-        (q1, q2), (s1, s2) = zip(*((1 + a * decay * cosine, -math.pi * a * decay * sine) for a in self.amplitudes), strict=True)
+        (q1, q2), (s1, s2) = zip(
+            *((1 + a * decay * cosine, -math.pi * a * decay * sine) for a in self.amplitudes), strict=True
+        )
         density = q1[..., 0] * q2[..., 1] + q1[..., 1] * q2[..., 0]
         slope = torch.stack(
             [s1[..., 0] * q2[..., 1] + q1[..., 1] * s2[..., 0], q1[..., 0] * s2[..., 1] + s1[..., 1] * q2[..., 0]], -1

@@ -69,7 +69,9 @@ def check_solver(
     ]
     if bench.order is not None:
         meets_tolerance = solver.adaptive and not solver.stochastic
-        laws.append(("meets its tolerance or order", accuracy) if meets_tolerance else ("reaches its order", reaches_order))
+        laws.append(
+            ("meets its tolerance or order", accuracy) if meets_tolerance else ("reaches its order", reaches_order)
+        )
     return run_laws(repr(solver), [(name, partial(law, bench)) for name, law in laws], raises)
 
 
@@ -305,9 +307,7 @@ def reaches_order(bench: SolverBench) -> str:
         else:
             steps = (*steps[-2:], 2 * steps[-1])
     require(len(last) == 2, f"slopes [{_listed(slopes)}] above rounding", "at least two; give other steps")
-    raise Violation(
-        f"got slopes [{_listed(slopes)}], expected the last two in [{low:g}, {high:g}] for order {order:g}"
-    )
+    raise Violation(f"got slopes [{_listed(slopes)}], expected the last two in [{low:g}, {high:g}] for order {order:g}")
 
 
 def _listed(slopes: Tensor) -> str:
@@ -323,9 +323,18 @@ def measure(bench: SolverBench, steps: Sequence[int]) -> Tensor:
         return convergence_order(lambda n: bench.run(n, x).x, steps, problem.flow(x, first, last))
     if isinstance(problem, (problems.CosineProblem, problems.PairProblem)):
         exact = expected_cosines(problem, last)
-        density = lambda x: problem.log_prob(x, first).exp()
-        run = lambda n: cover_expectation(bench.equation(), bench.rule(n), bench.times(n), cosines, density, **COVER[x_dim(problem)])
-        return convergence_order(lambda n: run(n) - exact, steps, resolution=1e-8)
+
+        def weak_error(n: int) -> float:
+            return cover_expectation(
+                bench.equation(),
+                bench.rule(n),
+                bench.times(n),
+                cosines,
+                lambda x: problem.log_prob(x, first).exp(),
+                **COVER[state_dim(problem)],
+            )
+
+        return convergence_order(lambda n: weak_error(n) - exact, steps, resolution=1e-8)
     if not getattr(problem, "gaussian", False):
         raise Violation(
             f"got {type(problem).__name__} for a stochastic rule, expected a Gaussian problem: problems.gaussian(schedule)"
@@ -344,7 +353,7 @@ def measure(bench: SolverBench, steps: Sequence[int]) -> Tensor:
 COVER = {1: {"degree": 25, "nodes": 40}, 2: {"degree": 15, "nodes": 20}}
 
 
-def x_dim(problem: problems.Problem) -> int:
+def state_dim(problem: problems.Problem) -> int:
     return math.prod(problem.process.domain.event_shape)
 
 
@@ -355,7 +364,7 @@ def cosines(x: Tensor) -> Tensor:
 
 def expected_cosines(problem: problems.Problem, t: float) -> float:
     """E of ``cosines`` at time t, by Gauss–Legendre on the square (the interval)."""
-    dim = x_dim(problem)
+    dim = state_dim(problem)
     node, weight = np.polynomial.legendre.leggauss(48)
     x = torch.cartesian_prod(*[torch.tensor(0.5 + 0.5 * node)] * dim).reshape(-1, dim)
     w = torch.cartesian_prod(*[torch.tensor(0.5 * weight)] * dim).reshape(-1, dim).prod(-1)
