@@ -105,11 +105,13 @@ class Hypercube(FoldedDomain, KernelDomain):
         if not self._closed:
             return _fold_open(u, *torch.broadcast_tensors(as_like(low, u), as_like(high, u)))
         width = high - low
-        phase = (u - low).remainder(2 * width)
-        folded = low + (width - (phase - width).abs())
+        # in place where the tensor is our own: states are large
+        phase = (u - low).remainder_(2 * width)
         # points inside come back to the bit, and rounding never leaves the box
         inside = (u >= low) & (u <= high)
         flipped = (phase > width) & ~inside
+        # low + (width − |phase − width|)
+        folded = phase.sub_(width).abs_().neg_().add_(width).add_(low)
         return torch.where(inside, u, _clamp(folded, low, high)), lambda v: torch.where(flipped, -v, v)
 
     def uniform(self, dtype: torch.dtype | None = None) -> Distribution:

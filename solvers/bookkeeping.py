@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..domains.tensors import batch_shape, event_sum
+from ..domains.tensors import batch_shape
 from ..processes import Equation
 from .solution import Solution, Status
 
@@ -81,7 +81,11 @@ class Keeper:
     def observe(self, index: int, moved: Tensor, settled: Tensor) -> None:
         self.finite.see(moved)  # before the wall, which may hide an infinity
         if self.pushes:
-            length = event_sum((settled - moved) ** 2, self.ndim).sqrt() if self.ndim else (settled - moved).abs()
+            length = (
+                torch.linalg.vector_norm(settled - moved, dim=tuple(range(-self.ndim, 0)))
+                if self.ndim
+                else (settled - moved).abs()
+            )
             self.push = length if self.push is None else self.push + length
         if self.keep is not None and index + 1 in self.keep:
             self.saved.append(self.wall.show(self.domain, settled))

@@ -87,7 +87,12 @@ def _run_again(
     """The steps of ``part`` with their inner tensors recomputed in the backward pass, where nobody observes."""
     from torch.utils.checkpoint import checkpoint
 
-    observers = [observe]  # used up by the first run
+    def quietly(index: int, moved: Tensor, settled: Tensor) -> None:
+        # what is recorded must not depend on whether somebody looks
+        with torch.no_grad():
+            observe(index, moved.detach(), settled.detach())  # type: ignore[misc]
+
+    observers = [] if observe is None else [quietly]  # used up by the first run
     return checkpoint(
         lambda x, state: _run_steps(equation, x, state, part, solver, observers.pop() if observers else None),
         x,
@@ -125,7 +130,7 @@ def solve(
         progress: show a bar.
         condition: keywords for the score.
         checkpoint: k > 0 keeps only every k-th state for backpropagation and runs k steps at a time again in it: the same gradients in
-            less memory, at one more forward pass.
+            less memory, at one more forward pass. They reach the final state, not the saved ones.
         raise_on_failure: raise :class:`SolveError` (which holds the solution) if a sample failed.
 
     Gradients flow through if the caller's grad mode allows. Raises ``TypeError``/``ValueError`` for input that does not fit.

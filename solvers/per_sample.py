@@ -170,6 +170,7 @@ class PerSample(Solver):
         moved = (settled != y).reshape(len(y), -1).any(-1)
         taken = expand_right(accept, ndim)
         nfe = state.nfe + active * self.cost
+        known = torch.where(accept, False if slope is None else ~moved, state.known)
         time = torch.where(accept, reached, state.time)
         h_next = torch.where(active, h * factor, state.h)
         # a last step that was cut short says nothing about the step the problem allows
@@ -178,22 +179,23 @@ class PerSample(Solver):
             state,
             x=torch.where(taken, settled, state.x),
             slope=state.slope if slope is None else torch.where(taken, slope, state.slope),
-            known=torch.where(accept, False if slope is None else ~moved, state.known),
+            known=known,
             time=time,
             h=h_next,
             nfe=nfe,
             accepted=state.accepted + accept,
             rejected=state.rejected + (active & ~accept),
-            status=self._status(state, active & ~accept, active & (time != end), size, h_next, nfe),
+            status=self._status(state, active & ~accept, active & (time != end), size, h_next, nfe + ~known),
         )
 
     def _status(
-        self, state: State, rejected: Tensor, unfinished: Tensor, size: Tensor, h: Tensor, nfe: Tensor
+        self, state: State, rejected: Tensor, unfinished: Tensor, size: Tensor, h: Tensor, read: Tensor
     ) -> Tensor:
+        """Statuses after a try; ``read`` counts the evaluations up to the next one."""
         tiny = rejected & (h.abs() <= self._smallest(state.time))
         broken = torch.where(size.isfinite(), int(Status.STEP_UNDERFLOW), int(Status.NON_FINITE))
         status = torch.where(tiny, broken, state.status)
-        exhausted = unfinished & (status == 0) & (nfe + self.cost > self.max_nfe)
+        exhausted = unfinished & (status == 0) & (read + self.cost > self.max_nfe)
         return torch.where(exhausted, int(Status.MAX_EVALUATIONS), status)
 
     def _smallest(self, time: Tensor) -> Tensor:
