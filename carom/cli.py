@@ -29,22 +29,37 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help="Diffusions t
 console = Console()
 
 
-class Rule(StrEnum):
-    """Solvers by their command-line names."""
-
-    euler = "euler"
-    heun = "heun"
-    rk4 = "rk4"
-    adaptive = "adaptive"
-    euler_maruyama = "euler-maruyama"
-    reflected = "reflected-euler-maruyama"
-
-
-class GridName(StrEnum):
-    karras = "karras"
-    uniform = "uniform"
-    quadratic = "quadratic"
-    uniform_lambda = "uniform-lambda"
+#: solvers by their command-line names: class and arguments, looked up when asked for
+SOLVERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "euler": ("Euler", {}),
+    "heun": ("Heun", {}),
+    "rk4": ("RungeKutta", {}),
+    "adaptive": ("AdaptiveODE", {}),
+    "adaptive-sde": ("AdaptiveSDE", {}),
+    "ddim": ("DDIM", {}),
+    "dpm-solver-2": ("DPMSolver", {"order": 2}),
+    "dpm-solver-3": ("DPMSolver", {"order": 3}),
+    "dpm-solver++-2m": ("DPMSolverPP", {"order": 2}),
+    "dpm-solver++-3m": ("DPMSolverPP", {"order": 3}),
+    "dpm-solver++-2m-sde": ("DPMSolverPP", {"order": 2, "sde": True}),
+    "unipc-2": ("UniPC", {"p": 2}),
+    "unipc-3": ("UniPC", {"p": 3}),
+    "deis-3": ("DEIS", {"p": 3}),
+    "exponential-adams-3": ("ExponentialAdams", {"p": 3}),
+    "exponential-adams-4": ("ExponentialAdams", {"p": 4, "form": "velocity"}),
+    "adams-4": ("Adams", {"p": 4}),
+    "ancestral": ("Ancestral", {}),
+    "reverse-diffusion": ("ReverseDiffusion", {}),
+    "er-sde-3": ("ERSDE", {"order": 3}),
+    "sa-solver": ("SASolver", {}),
+    "edm-stochastic": ("EDMStochastic", {}),
+    "euler-maruyama": ("EulerMaruyama", {}),
+    "reflected-euler-maruyama": ("ReflectedEulerMaruyama", {}),
+    "reflected-strang": ("ReflectedStrang", {}),
+}
+GRIDS = ("karras", "uniform", "quadratic", "uniform-lambda", "polyexponential", "beta")
+Rule = StrEnum("Rule", {name: name for name in SOLVERS})  # type: ignore[misc]
+GridName = StrEnum("GridName", {name: name for name in GRIDS})  # type: ignore[misc]
 
 
 class WallName(StrEnum):
@@ -52,6 +67,8 @@ class WallName(StrEnum):
     reflect = "reflect"
     project = "project"
     cover = "cover"
+    reject = "reject"
+    penalise = "penalise"
 
 
 class NetworkName(StrEnum):
@@ -165,10 +182,10 @@ def train_command(
 @app.command("sample")
 def sample_command(
     checkpoint: Annotated[Path, typer.Argument(help="A file written by train or demo.")],
-    solver: Annotated[Rule, typer.Option(help="The step rule.")] = Rule.heun,
+    solver: Annotated[Rule, typer.Option(help="The step rule.")] = Rule("heun"),
     n: Annotated[int, typer.Option(min=1, help="How many samples.")] = 64,
     levels: Annotated[int, typer.Option(min=1, help="Noise levels of the grid (adaptive: output times).")] = 18,
-    grid: Annotated[GridName, typer.Option(help="Where the steps go.")] = GridName.karras,
+    grid: Annotated[GridName, typer.Option(help="Where the steps go.")] = GridName("karras"),
     wall: Annotated[WallName, typer.Option(help="What happens at the boundary.")] = WallName.default,
     seed: Annotated[int, typer.Option(min=0, help="Sample i has seed + i, whatever n is.")] = 0,
     out: Annotated[Path, typer.Option(help=".npy for the values, .png for a picture grid.")] = Path("samples.png"),
@@ -192,12 +209,12 @@ def sample_command(
         solution = sample(
             process,
             score,
-            _solver(solver),
-            _grid(grid, process, levels),
+            _solver(solver.value),
+            _grid(grid.value, process, levels),
             shape=n,
             seed=range(seed, seed + n),
             wall=_wall(wall),
-            progress=solver is not Rule.adaptive,
+            progress=not solver.value.startswith("adaptive"),
         )
         out.parent.mkdir(parents=True, exist_ok=True)
         if out.suffix == ".npy":
@@ -212,9 +229,16 @@ def sample_command(
 
 
 @app.command()
-def solvers() -> None:
+def solvers(
+    markdown: Annotated[bool, typer.Option("--markdown", help="The page docs/solvers.md instead of a table.")] = False,
+) -> None:
     """The solvers and their facts."""
     from .solvers import SOLVERS
+
+    if markdown:
+        from .solver_page import solver_page
+
+        return typer.echo(solver_page(), nl=False)
 
     table = Table(title="Solvers")
     facts = [cls.facts() for cls in SOLVERS]
@@ -246,30 +270,17 @@ def _read_data(name: str) -> Tensor:
     return torch.from_numpy(values).float()
 
 
-def _solver(rule: Rule) -> Any:
+def _solver(rule: str) -> Any:
     from . import solvers as s
 
-    factories: dict[Rule, Callable[[], s.Solver]] = {
-        Rule.euler: s.Euler,
-        Rule.heun: s.Heun,
-        Rule.rk4: s.RungeKutta,
-        Rule.adaptive: s.AdaptiveODE,
-        Rule.euler_maruyama: s.EulerMaruyama,
-        Rule.reflected: s.ReflectedEulerMaruyama,
-    }
-    return factories[rule]()
+    name, arguments = SOLVERS[rule]
+    return getattr(s, name)(**arguments)
 
 
-def _grid(name: GridName, process: Diffusion, levels: int) -> Tensor:
+def _grid(name: str, process: Diffusion, levels: int) -> Tensor:
     from . import solvers as s
 
-    factories = {
-        GridName.karras: s.karras,
-        GridName.uniform: s.uniform,
-        GridName.quadratic: s.quadratic,
-        GridName.uniform_lambda: s.uniform_lambda,
-    }
-    return factories[name](process, levels)
+    return getattr(s, name.replace("-", "_"))(process, levels)
 
 
 def _wall(name: WallName) -> Wall | None:
@@ -280,6 +291,8 @@ def _wall(name: WallName) -> Wall | None:
         WallName.reflect: s.Reflect,
         WallName.project: s.Project,
         WallName.cover: s.Cover,
+        WallName.reject: s.Reject,
+        WallName.penalise: s.Penalise,
     }
     return walls[name]()
 

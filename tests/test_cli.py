@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ import torch
 from typer.testing import CliRunner
 
 from carom import __version__
-from carom.cli import app
+from carom.cli import SOLVERS, app
+from carom.solvers import SOLVERS as solver_classes
 
 runner = CliRunner()
 
@@ -55,7 +57,18 @@ def test_the_table_of_solvers_names_each_and_its_order():
         assert name in output
 
 
-@pytest.mark.parametrize("solver", ["euler", "heun", "rk4", "adaptive", "euler-maruyama", "reflected-euler-maruyama"])
+def test_the_page_of_solvers_is_current():
+    page = Path(__file__).parents[1] / "docs" / "solvers.md"
+    assert page.read_text() == run("solvers", "--markdown"), "write it anew: carom solvers --markdown > docs/solvers.md"
+    for cls in solver_classes:
+        assert f"| {cls.__name__} |" in page.read_text()
+
+
+def test_bad_names_are_refused_with_those_there_are(model):
+    assert "unipc-3" in run("sample", model, "--solver", "magic", code=2)
+
+
+@pytest.mark.parametrize("solver", list(SOLVERS))
 def test_every_solver_samples_inside(model, tmp_path, solver):
     out = tmp_path / "x.npy"
     output = run("sample", model, "--solver", solver, "--n", 5, "--levels", 4, "--out", out)
