@@ -1,15 +1,19 @@
 """What a solver costs beside the score: time per step at (16, 3, 32, 32) with a score that costs nothing.
 
-Ours against torchdiffeq and diffusers, and Euler–Maruyama against drawing its noise. A step is the slope between runs of
-few and of many steps, so that checking input, planning grids and the like (once per run) stand in a column of their own.
+Every solver that torchdiffeq or diffusers has as well against the fastest of them, and the stochastic ones against drawing their noise.
+A step is the slope between runs of few and of many steps, so that checking input, planning grids and the like (once per run) stand in a
+column of their own. Schedulers of singlestep and two-evaluation rules are counted per evaluation, as their loops are.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import inspect
+import math
 import statistics
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from timing import Times, interleaved, machine, settle_allocator, verdict
@@ -19,16 +23,28 @@ from torchdiffeq import odeint
 from carom.domains import Euclidean
 from carom.processes import EDM, Diffusion
 from carom.solvers import (
+    DDIM,
+    DEIS,
+    ERSDE,
+    IPNDM,
+    MIDPOINT,
+    Adams,
+    Ancestral,
     BrownianPath,
+    DPMSolver,
+    DPMSolverPP,
     Euler,
     EulerMaruyama,
     Heun,
     Noise,
+    ReverseDiffusion,
+    RungeKutta,
     SampleNoise,
+    SASolver,
     Solver,
+    UniPC,
     WhiteNoise,
     karras,
-    sample,
     solve,
 )
 
@@ -53,14 +69,6 @@ def by_solve(solver: Solver, noise: Noise | None = None) -> Callable[[int], Run]
     return runs
 
 
-def by_sample(solver: Solver) -> Callable[[int], Run]:
-    def runs(steps: int) -> Run:
-        times = karras(process, steps + 1)
-        return lambda: sample(process, score, solver, times, shape=SHAPE[0], initial=start, denoise=False)
-
-    return runs
-
-
 def by_torchdiffeq(method: str) -> Callable[[int], Run]:
     def runs(steps: int) -> Run:
         times = torch.linspace(1.0, 0.01, steps + 1)
@@ -69,18 +77,20 @@ def by_torchdiffeq(method: str) -> Callable[[int], Run]:
     return runs
 
 
-def by_diffusers(name: str) -> Callable[[int], Run]:
+def by_diffusers(name: str, **options: Any) -> Callable[[int], Run]:
     """The loop of a diffusers pipeline; for Heun a step is two of its timesteps."""
     import diffusers
 
-    scheduler = getattr(diffusers, name)()
+    diffusers.logging.set_verbosity_error()
+    scheduler = getattr(diffusers, name)(**options)
+    seeded = {"generator": torch.Generator()} if "generator" in inspect.signature(scheduler.step).parameters else {}
 
     def runs(steps: int) -> Run:
         def run() -> Tensor:
             scheduler.set_timesteps(steps)
             x = start
             for t in scheduler.timesteps:
-                x = scheduler.step(score(scheduler.scale_model_input(x, t), t), t, x).prev_sample
+                x = scheduler.step(score(scheduler.scale_model_input(x, t), t), t, x, **seeded).prev_sample
             return x
 
         return run
@@ -122,9 +132,13 @@ def calls(times: int) -> Callable[[int], Run]:
 class Steps:
     """Cases measured at FEW and at MANY steps: microseconds per step and per run, round by round."""
 
-    def __init__(self, cases: dict[str, Callable[[int], Run]], rounds: int, few: int = FEW, many: int = MANY):
+    def __init__(
+        self, cases: dict[str, Callable[[int], Run]], rounds: int, few: int = FEW, many: int = MANY, seconds: float = 30
+    ):
         runs = {(name, n): case(n) for name, case in cases.items() for n in (few, many)}
-        self.times: Times = interleaved({f"{name} {n}": run for (name, n), run in runs.items()}, rounds, seconds=30)
+        self.times: Times = interleaved(
+            {f"{name} {n}": run for (name, n), run in runs.items()}, rounds, seconds=seconds
+        )
         self.few, self.many = few, many
 
     def _rounds(self, name: str) -> Iterator[tuple[float, float]]:
@@ -141,42 +155,113 @@ class Steps:
         return statistics.median(once for _, once in self._rounds(name))
 
 
-def against_peers(order: int, ours: dict[str, Callable[[int], Run]], peers: dict[str, Callable[[int], Run]]) -> None:
-    measured = Steps({"score": calls(order), **ours, **peers}, rounds=15)
-    best = min(measured.step(name, "score") for name in peers)
-    print(f"\n{f'order {order}, {order} evaluations a step':44}{'µs/step':>9}{'/ best peer':>13}{'µs once a run':>15}")
-    for name in (*ours, *peers):
-        step = measured.step(name, "score")
-        row = f"{name:44}{step:9.1f}{step / best:13.2f}{measured.once(name):15.0f}"
-        print(row + f"   {verdict(step / best, 0.5)}" if name in ours else row)
+class Family(NamedTuple):
+    """Rules of ours by the evaluations of a step, and the same rules elsewhere."""
+
+    ours: Solver
+    evaluations: int
+    diffusers: tuple[str, dict[str, Any]] | None = None
+    torchdiffeq: str | None = None
+
+
+def multistep(**options: Any) -> tuple[str, dict[str, Any]]:
+    return "DPMSolverMultistepScheduler", options
+
+
+FAMILIES = (
+    Family(Euler(), 1, ("EulerDiscreteScheduler", {}), "euler"),
+    Family(Heun(), 2, ("HeunDiscreteScheduler", {}), "heun2"),
+    Family(RungeKutta(MIDPOINT), 2, ("KDPM2DiscreteScheduler", {}), "midpoint"),
+    Family(RungeKutta(), 4, None, "rk4"),
+    Family(DDIM(), 1, ("DDIMScheduler", {"clip_sample": False})),
+    Family(DPMSolver(2, multistep=True), 1, multistep(algorithm_type="dpmsolver", final_sigmas_type="sigma_min")),
+    Family(
+        DPMSolver(3, multistep=True),
+        1,
+        multistep(algorithm_type="dpmsolver", final_sigmas_type="sigma_min", solver_order=3),
+    ),
+    Family(DPMSolverPP(2), 1, multistep()),
+    Family(DPMSolverPP(3), 1, multistep(solver_order=3)),
+    # its scheduler spends one evaluation a step
+    Family(DPMSolverPP(2, multistep=False), 2, ("DPMSolverSinglestepScheduler", {"solver_order": 2})),
+    Family(DPMSolverPP(3, multistep=False), 3, ("DPMSolverSinglestepScheduler", {"solver_order": 3})),
+    Family(UniPC(2), 1, ("UniPCMultistepScheduler", {"solver_order": 2})),
+    Family(UniPC(3), 1, ("UniPCMultistepScheduler", {"solver_order": 3})),
+    Family(DEIS(2), 1, ("DEISMultistepScheduler", {"solver_order": 2})),
+    Family(DEIS(3), 1, ("DEISMultistepScheduler", {"solver_order": 3})),
+    Family(Adams(4), 1, ("LMSDiscreteScheduler", {})),
+    Family(IPNDM(4), 1, ("IPNDMScheduler", {})),
+)
+STOCHASTIC = (
+    Family(EulerMaruyama(), 1),
+    Family(Ancestral(), 1, ("EulerAncestralDiscreteScheduler", {})),
+    Family(DDIM(1.0), 1, ("DDPMScheduler", {"clip_sample": False})),
+    Family(ReverseDiffusion(), 1),
+    Family(DPMSolverPP(2, sde=True), 1, multistep(algorithm_type="sde-dpmsolver++")),
+    Family(DPMSolverPP(3, sde=True), 1, multistep(algorithm_type="sde-dpmsolver++", solver_order=3)),
+    Family(SASolver(), 1, ("SASolverScheduler", {})),
+    Family(ERSDE(3), 1),
+)
+_ONE_A_STEP = ("DPMSolverSinglestepScheduler",)
+
+
+def cases(family: Family, noise: Noise | None = None) -> dict[str, Callable[[int], Run]]:
+    """Named runs of a family; those of singlestep schedulers have as many steps as evaluations."""
+    out = {f"carom {family.ours!r}": by_solve(family.ours, noise)}
+    if family.torchdiffeq:
+        out[f"torchdiffeq {family.torchdiffeq}"] = by_torchdiffeq(family.torchdiffeq)
+    if family.diffusers and importlib.util.find_spec("diffusers"):
+        name, options = family.diffusers
+        runs = by_diffusers(name, **options)
+        many = family.evaluations if name in _ONE_A_STEP else 1
+        out[f"diffusers {name}"] = lambda steps: runs(many * steps)
+    return out
+
+
+def against_peers() -> None:
+    print(f"\n{'beside the evaluations of the score':56}{'µs/step':>9}{'/ best peer':>13}{'µs once a run':>15}")
+    for family in FAMILIES:
+        case = cases(family)
+        measured = Steps({"score": calls(family.evaluations), **case}, rounds=9, seconds=8)
+        ours, *peers = case
+        best = min((measured.step(name, "score") for name in peers), default=math.nan)
+        for name in case:
+            step = measured.step(name, "score")
+            row = f"{name:56}{step:9.1f}{step / best:13.2f}{measured.once(name):15.0f}"
+            print(row + f"   {verdict(step / best, 0.5)}" if name == ours else row, flush=True)
 
 
 def against_drawing() -> None:
+    """A stochastic step in units of drawing its normals, by one generator, and from the source it uses; and its peer."""
     white, own = WhiteNoise(0), SampleNoise(range(SHAPE[0]))
+    print(f"\n{'stochastic rules':56}{'µs/step':>9}{'/ randn':>13}")
+    for family in STOCHASTIC:
+        peer = {name: case for name, case in cases(family, white).items() if name.startswith("diffusers")}
+        named = {
+            f"carom {family.ours!r}, {type(noise).__name__}": (noise, most)
+            for noise, most in ((white, 1.3), (own, 1.5))
+        }
+        runs = {name: by_solve(family.ours, noise) for name, (noise, _) in named.items()}
+        measured = Steps({"score": calls(1), "torch.randn": drawing(None), **runs, **peer}, rounds=9, seconds=8)
+        draw = measured.step("torch.randn")
+        for name in (*runs, *peer):
+            step = measured.step(name, "score")
+            row = f"{name:56}{step:9.1f}{step / draw:13.2f}"
+            print(row + f"   {verdict(step / draw, named[name][1])}" if name in runs else row, flush=True)
+
+
+def sources() -> None:
+    white, own, path = WhiteNoise(0), SampleNoise(range(SHAPE[0])), BrownianPath(range(SHAPE[0]))
     measured = Steps(
-        {
-            "score": calls(1),
-            "torch.randn": drawing(None),
-            "WhiteNoise alone": drawing(white),
-            "SampleNoise alone": drawing(own),
-            "EulerMaruyama, WhiteNoise": by_solve(EulerMaruyama(), white),
-            "EulerMaruyama, SampleNoise": by_solve(EulerMaruyama(), own),
-        },
-        rounds=15,
+        {"torch.randn": drawing(None), "WhiteNoise": drawing(white), "SampleNoise": drawing(own)}, rounds=9, seconds=8
     )
-    path = BrownianPath(range(SHAPE[0]))
-    walked = Steps({"BrownianPath alone": drawing(path)}, rounds=5, few=4, many=12)
+    walked = Steps({"BrownianPath": drawing(path)}, rounds=5, few=4, many=12)
     draw = measured.step("torch.randn")
-    targets = {"EulerMaruyama, WhiteNoise": 1.3, "EulerMaruyama, SampleNoise": 1.5}
-    print(f"\n{'noise':44}{'µs/step':>9}{'/ randn':>13}")
-    for name in ("torch.randn", "WhiteNoise alone", "SampleNoise alone", *targets):
-        step = measured.step(name, "score" if name in targets else None)
-        row = f"{name:44}{step:9.1f}{step / draw:13.2f}"
-        print(row + f"   {verdict(step / draw, targets[name])}" if name in targets else row)
-    step = walked.step("BrownianPath alone")
-    print(
-        f"{'BrownianPath alone':44}{step:9.1f}{step / draw:13.2f}   a walk down a dyadic tree: steps share it, whatever their size"
-    )
+    print(f"\n{'noise alone':56}{'µs/draw':>9}{'/ randn':>13}")
+    for name in ("torch.randn", "WhiteNoise", "SampleNoise"):
+        print(f"{name:56}{measured.step(name):9.1f}{measured.step(name) / draw:13.2f}")
+    step = walked.step("BrownianPath")
+    print(f"{'BrownianPath':56}{step:9.1f}{step / draw:13.2f}   {verdict(step / draw, 25)} (a walk down a dyadic tree)")
 
 
 @torch.no_grad()
@@ -184,16 +269,12 @@ def main() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     settle_allocator()
-    first, second = {"torchdiffeq euler": by_torchdiffeq("euler")}, {"torchdiffeq heun2": by_torchdiffeq("heun2")}
-    try:
-        first["diffusers EulerDiscreteScheduler"] = by_diffusers("EulerDiscreteScheduler")
-        second["diffusers HeunDiscreteScheduler"] = by_diffusers("HeunDiscreteScheduler")
-    except ImportError:
+    if not importlib.util.find_spec("diffusers"):
         print("diffusers is not installed (pip install 'carom[bench]'): compared with torchdiffeq only")
     print(f"overhead per step at {SHAPE}, float32, beyond the score; {machine()}")
-    against_peers(1, {"carom Euler, solve": by_solve(Euler()), "carom Euler, sample": by_sample(Euler())}, first)
-    against_peers(2, {"carom Heun, solve": by_solve(Heun()), "carom Heun, sample": by_sample(Heun())}, second)
+    against_peers()
     against_drawing()
+    sources()
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ class IPNDM(Multistep):
             )
         super().__init__(p, "noise", clock="sigma", orders=orders)
         self.variable, self.legacy = variable, legacy
-        self.order = p if variable and not legacy else min(p, 2)
+        self.order = self._order_of_plan(p if variable and not legacy else min(p, 2))
         if legacy:
             self.start = rising
 

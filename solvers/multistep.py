@@ -7,8 +7,9 @@ DPM-Solver, DPM-Solver++, DEIS, exponential Adams–Bashforth, LMS and iPNDM are
 
 *Order plans* are visible lists, ``solver.orders(n)``: the order of each of n steps. By default a rule of order p > 2 takes its first
 step in singlestep fashion with order p − 1, so that no low-order step spoils the rest, and reads the stages of that step as
-history of the next: starting costs 1, 2 or 4 evaluations more than a step for p = 3, 4, 5. With n < p steps orders rise from 1. A list of
-your own may do so always, or fall at the end ([1, 2, 3, …, 2, 1]).
+history of the next: starting costs 1, 2 or 4 evaluations more than a step for p = 3, 4, 5. With n < p steps orders rise from 1. A plan of
+your own, a list or a function of (n, p), may do so always (``orders=rising``), or fall at the end ([1, 2, 3, …, 2, 1]); ``order`` then
+counts a low order met a bounded number of times as one more than it is.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ from .forms import Array, Form, Levels, carry, clock_of, form_of, weights
 from .linear import LinearSolver, Reading, Stage, noise_levels, readings
 from .solver import Record, Row, Solver
 
-Orders = Sequence[int] | Callable[[int], Sequence[int]] | None
+Orders = Sequence[int] | Callable[[int, int], Sequence[int]] | None
 MAX_ORDER = 5
+_LONG = 32  # steps of a plan from which its order is read
 _ROOT = 6**0.5
 
 
@@ -106,7 +108,7 @@ class Multistep(LinearSolver):
             raise ValueError(f"eta: got {eta:g} without sde=True, expected sde=True; a flow has no noise")
         self.eta = eta
         self.stochastic, self.accepts = sde, (ReverseSDE,) if sde else (ProbabilityFlow,)
-        self.order = min(p, 2) if sde else p
+        self.order = self._order_of_plan(min(p, 2) if sde else p)
         self.weak_order = self.order if sde else None
         self.strong_order = 1.0 if sde else None
 
@@ -115,17 +117,30 @@ class Multistep(LinearSolver):
             repr(self.form.name),
             *[f"clock={self.clock!r}"] * (self.clock != "lambda"),
             *["sde=True"] * self.stochastic,
+            *self._named_plan(),
         ]
         return f"{type(self).__name__}({self.p}, {', '.join(options)})"
+
+    def _named_plan(self) -> list[str]:
+        """Of a representation: the order plan, if it is not the default."""
+        name = getattr(self._orders, "__name__", None) or str(self._orders)
+        return [] if self._orders is None else [f"orders={name}"]
 
     def orders(self, n: int) -> list[int]:
         """The order of each of n steps."""
         if self._orders is None:
             return rising(n, min(self.p, n)) if self.stochastic else self.start(n, self.p)
-        orders = list(self._orders(n) if callable(self._orders) else self._orders)
+        orders = list(self._orders(n, self.p) if callable(self._orders) else self._orders)
         if len(orders) != n or any(not 1 <= order <= self.p for order in orders):
             raise ValueError(f"orders: got {orders} for {n} steps, expected {n} orders from 1 to {self.p}")
         return orders
+
+    def _order_of_plan(self, order: int, local: int = 1) -> int:
+        """A few steps of order q err by h^{q + local}, which is all that the whole can reach."""
+        if self._orders is None:
+            return order
+        plan = self._orders(_LONG, self.p) if callable(self._orders) else self._orders
+        return min(order, min(plan, default=order) + local)
 
     def _plan(self, equation: Equation, times: Tensor) -> list[Record]:
         return Planner(self, equation, times).explicit()
@@ -174,11 +189,7 @@ class Planner:
         reads = []  # λ of what each step reads, newest first
         for i in range(len(first), self.steps):
             known = [float(self.levels.lam[i]), *history]
-            if orders[i] > len(known):
-                raise ValueError(
-                    f"orders: got {orders}, but step {i + 1} has {len(known)} readings, expected an order of at most that; let orders "
-                    "rise by one a step, or begin with order p − 1"
-                )
+            check_reach(orders, i, len(known))
             reads.append(known[: orders[i]])
             history = known[:memory]
         table = self.table(reads, range(len(first), self.steps))
@@ -237,6 +248,15 @@ class Planner:
         return [record], (lam + places[list(rule.history)] * h).tolist()
 
 
+def check_reach(orders: Sequence[int], i: int, readings: int) -> None:
+    """A step reads no more than there is."""
+    if orders[i] > readings:
+        raise ValueError(
+            f"orders: got {list(orders)}, but step {i + 1} has {readings} readings, expected an order of at most that; let orders "
+            "rise by one a step, or begin with order p − 1"
+        )
+
+
 def _padded(newest: list[int], memory: int) -> tuple[int, ...]:
     """As many as are remembered; the oldest fills what is missing."""
     return tuple((newest + newest[-1:] * memory)[:memory])
@@ -267,7 +287,8 @@ class ExponentialAdams(Multistep):
         form: what the polynomial goes through: "data" D, "noise" ε, "velocity" ε − D, "v" cos φ·ε − sin φ·D with tan φ = σ.
         clock: its variable: "lambda", "sigma" or "t".
         sde, eta: noise of the reverse family (data and noise forms); eta defaults to the equation's.
-        orders: an order plan: a list of one order per step or a function of their number; ``orders(n)`` shows the default.
+        orders: an order plan: a list of one order per step, or a function of their number and p such as ``rising``; ``solver.orders(n)``
+            shows it.
 
     Source: Zhang & Chen 2023, §3 (DEIS); Lu et al. 2022, app. D; Hochbruck & Ostermann 2010, §2.5.
     """

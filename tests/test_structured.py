@@ -550,7 +550,7 @@ def test_order_plans_are_visible_lists() -> None:
     assert DEIS(4).orders(6) == [3, 3, 4, 4, 4, 4] and DPMSolverPP(2).orders(3) == [1, 2, 2]
     assert DPMSolver(3).orders(3) == [3, 3, 3] and DPMSolverPP(3, sde=True).orders(4) == [1, 2, 3, 3]
     assert DPMSolverPP(3, legacy=True).orders(4) == [1, 2, 3, 3]
-    plan = DEIS(3, orders=lambda n: falling_end(rising(n, 3)))
+    plan = DEIS(3, orders=lambda n, p: falling_end(rising(n, p)))
     assert plan.orders(6) == [1, 2, 3, 3, 2, 1]
     problem = problems.mixture(VP())
     assert solve(problem.process.flow(problem.score), problem.points(0.9), uniform(problem.process, 7), plan).nfe == 6
@@ -569,7 +569,12 @@ def test_a_bad_starter_costs_orders_above_two() -> None:
 
     for p in (3, 4):
         assert last(DEIS(p)) > p - 0.15
-        assert last(DEIS(p, orders=lambda n, p=p: rising(n, p))) < 2.3
+        assert last(DEIS(p, orders=rising)) < 2.3 and DEIS(p, orders=rising).order == 2
+    # a corrector mends half of it: h³ of the first step
+    unmended = UniPC(4, orders=rising)
+    assert unmended.order == 3 and 2.85 < last(unmended) < 3.4
+    run = solve(equation, x, grid(9), unmended)
+    assert int(run.nfe) == 9 and unmended.orders(6) == [1, 2, 3, 4, 4, 4] and UniPC(3).orders(5) == [3] * 5
 
 
 @pytest.mark.parametrize(
@@ -616,6 +621,7 @@ def test_constructors_refuse(make: Any, message: str) -> None:
     [
         (DEIS(3, orders=[3, 3]), "flow", karras, "expected 4 orders from 1 to 3"),
         (DEIS(3, orders=[1, 3, 3, 3]), "flow", karras, r"step 2 has 2 readings"),
+        (UniPC(3, orders=[1, 3, 3, 3]), "flow", karras, r"step 2 has 2 readings"),
         (DPMSolver(2), "flow", [0.5, 0.0], "where ln σ is infinite, expected σ > 0"),
         (DDIM(1.0), "eta", karras, "this rule sets its noise itself"),
         (DPMSolverPP(2, sde=True, eta=0.3), "eta", karras, "state η in one place"),
@@ -679,7 +685,7 @@ SOLVERS += [
     Restart([(0.05, 0.3, 3, 2)]),
     SASolver(2, 3, tau=lambda s: (s > 0.05) & (s < 1)),
     DDIM(variances=lambda process, times: 0.1 * process.schedule.std(times[1:]) ** 2),
-    DEIS(3, orders=lambda n: falling_end(rising(n, 3))),
+    DEIS(3, orders=lambda n, p: falling_end(rising(n, p))),
 ]
 
 
