@@ -108,7 +108,7 @@ class EmpiricalScore:
             check_positive(level, "t")
         dim = math.prod(self.domain.event_shape)
         points = max(1, _DATA_BLOCK // dim)
-        states = max(1, _BLOCK // (points * dim))
+        states = max(1, _BLOCK // (min(points, len(self.data)) * dim))
         out = [
             finish(self._sums(flat[i : i + states], level[i : i + states], points), ndim)
             for i in range(0, max(len(flat), 1), states)

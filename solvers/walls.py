@@ -13,7 +13,8 @@ Penalise   the nearest point                     goes part of the way to the nea
 Oblique    the reflected point                   reflects along a direction of each wall    1
 =========  ====================================  =========================================  =====================
 
-Defaults: ``Project`` for ODEs (with a score that points through the wall it is the best by far, with s·n = 0 all walls agree);
+Defaults: ``Project`` for ODEs (with a score that points through the wall it is by far the best for multistep rules and never worse for
+others, with s·n = 0 all walls agree);
 ``Cover`` for stochastic multi-stage and multistep rules on a FoldedDomain (a fold in mid-run cuts their history to order 1);
 ``Reflect`` otherwise. ``benchmarks/walls.py`` prints the comparison behind them.
 

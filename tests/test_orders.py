@@ -25,10 +25,12 @@ from carom.solvers import (
     Euler,
     EulerMaruyama,
     Heun,
+    Penalise,
     Project,
     Record,
     Reflect,
     ReflectedEulerMaruyama,
+    ReflectedStrang,
     RungeKutta,
     Solver,
     TorchDiffEq,
@@ -440,6 +442,14 @@ def test_the_quadrature_itself_is_exact() -> None:
     assert float(u(f64(0.0))) == pytest.approx(s * (phi(0) - phi(1 / s)) + tail, abs=1e-13)
     with pytest.raises(ValueError, match="bounded domain of one dimension"):
         expectation(SDE(lambda x, t: x, 1.0, Hypercube((2,))), EulerMaruyama(), [0.0, 1.0], COSINE)
+    # what it cannot do it refuses: states that a wall leaves outside, and a normal lost within the step
+    still = SDE(lambda x, t: torch.zeros_like(x), 1.0, INTERVAL)
+    with pytest.raises(ValueError, match="leaves states outside the domain"):
+        expectation(still, EulerMaruyama(), [0.0, 0.09], COSINE, wall=Penalise())
+    problem = problems.cosine()
+    grid = uniform_lambda(problem.process, 3, sigma_max=0.6, sigma_min=0.1)
+    with pytest.raises(ValueError, match="do not depend on the normal"):
+        expectation(problem.process.reverse(problem.score), ReflectedStrang(), grid, COSINE, wall=Project())
 
 
 def test_flows_integrated_numerically_agree_with_the_closed_one() -> None:

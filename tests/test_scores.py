@@ -186,6 +186,15 @@ def test_blocks_change_nothing_but_rounding_and_batch_mates_nothing_at_all(monke
     assert all(torch.equal(score(x[i], t[i]), batch[i]) for i in range(50))
 
 
+def test_few_data_points_leave_room_for_many_states(monkeypatch):
+    """Four atoms and 10,000 states are one block, not hundreds."""
+    sums, blocks = EmpiricalScore._sums, []
+    monkeypatch.setattr(EmpiricalScore, "_sums", lambda self, x, *rest: blocks.append(len(x)) or sums(self, x, *rest))
+    score = EmpiricalScore(Diffusion(Hypercube((1,)), VE()), torch.rand(4, 1))
+    score(torch.rand(10_000, 1), 0.5)
+    assert blocks == [10_000]
+
+
 def test_far_from_all_data_the_weights_do_not_vanish():
     """Log-sum-exp: at σ = 1e-4 every kernel underflows, yet the score points at the nearest data point."""
     process = EMPIRICAL[0][0]

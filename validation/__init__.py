@@ -5,6 +5,7 @@ when a picture is drawn.
 """
 
 from . import pictures, problems
+from .cover import cover_expectation
 from .distances import Distance, energy_distance, frechet_distance, sliced_wasserstein
 from .domain_laws import check_domain
 from .gallery import domain_picture
@@ -24,6 +25,7 @@ __all__ = [
     "check_schedule",
     "check_solver",
     "convergence_order",
+    "cover_expectation",
     "domain_picture",
     "energy_distance",
     "expectation",

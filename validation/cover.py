@@ -82,6 +82,9 @@ def cover_expectation(
         solver: a rule that remembers at most one prediction (none on the simplex) and draws up to two normals a step.
         times: the grid. function: f, even and periodic on the cover (and symmetric on the simplex), of states ``[n, d]``. density: of X_0.
         degree: Chebyshev points per axis. nodes: quadrature points per normal.
+
+    Spectrally accurate where s·n = 0 on the walls, as for exact scores; elsewhere the field jumps between copies of the domain, which the
+    quadrature does not follow, and a few per cent of the error are lost.
     """
     domain, grid = equation.domain, check_times(times)
     if not isinstance(domain, (Hypercube, Simplex)) or domain.event_shape not in ((1,), (2,)):

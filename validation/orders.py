@@ -23,7 +23,7 @@ from torch.distributions import Distribution
 
 from ..domains.tensors import as_like
 from ..processes import Equation, Wall
-from ..solvers import Noise, Solver, bind, solve
+from ..solvers import Cover, Noise, Solver, bind, solve
 from ..solvers.loop import check_times, default_wall
 from ..solvers.noise import Source
 
@@ -174,6 +174,9 @@ def expectation(
         equation: on a one-dimensional bounded domain with straight walls; its field is evaluated at the nodes only.
         solver: a rule with one state, e.g. ``EulerMaruyama()``; history (``state``) is refused.
         times: the grid. function: f, elementwise on ``[n, 1]``. wall: as in ``solve``. nodes: Chebyshev points.
+
+    Raises ``ValueError`` for a rule with history, for one whose normal a wall swallows within the step (``ReflectedStrang`` under a wall
+    that does not fold), and for a wall that leaves states outside (``Penalise``).
     """
     domain, grid = equation.domain, check_times(times)
     if math.prod(domain.event_shape) != 1 or not domain.bounded:
@@ -205,9 +208,18 @@ def _apply(
         return _interpolate(x, values, settled.reshape(-1))
     centre = move(x, torch.zeros_like(x))
     spread = move(x, torch.ones_like(x)) - centre
+    if not bool((spread != 0).all()):
+        raise ValueError(
+            f"expectation: got {solver!r} under {equation.wall!r}, whose moves from some points do not depend on the normal, expected a "
+            "move that is affine in it, or a wall that folds"
+        )
     z, weights = _normal_quadrature(centre.numpy(), spread.numpy(), low, high)
     start = x[:, None].expand(z.shape).reshape(-1)
     settled = equation.settle(start.reshape(-1, *event), move(start, z.reshape(-1)).reshape(-1, *event))
+    if not isinstance(equation.wall, Cover) and not bool(equation.domain.contains(settled).all()):
+        raise ValueError(
+            f"expectation: got {equation.wall!r}, which leaves states outside the domain, expected a wall that settles them inside"
+        )
     inside = equation.wall.show(equation.domain, settled).reshape(-1)
     return (_interpolate(x, values, inside).reshape(z.shape) * weights).sum(1)
 
