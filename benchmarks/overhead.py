@@ -255,7 +255,7 @@ def sources() -> None:
     measured = Steps(
         {"torch.randn": drawing(None), "WhiteNoise": drawing(white), "SampleNoise": drawing(own)}, rounds=9, seconds=8
     )
-    walked = Steps({"BrownianPath": drawing(path)}, rounds=5, few=4, many=12)
+    walked = Steps({"BrownianPath": drawing(path)}, rounds=5, few=20, many=60)
     draw = measured.step("torch.randn")
     print(f"\n{'noise alone':56}{'µs/draw':>9}{'/ randn':>13}")
     for name in ("torch.randn", "WhiteNoise", "SampleNoise"):

@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 _MASK = (1 << 64) - 1
+_START = 0x9E3779B97F4A7C15
 _LEVELS = 24  # dyadic levels of a Brownian path per unit of time
 #: steps on a Brownian path must be longer than this
 RESOLUTION = 2.0**-_LEVELS
@@ -33,12 +34,16 @@ RESOLUTION = 2.0**-_LEVELS
 
 def mix(*words: int) -> int:
     """A 63-bit hash of integers (SplitMix64 finaliser, chained): neighbouring inputs give unrelated seeds."""
-    h = 0x9E3779B97F4A7C15
+    return _absorb(_START, *words) >> 1
+
+
+def _absorb(h: int, *words: int) -> int:
+    """The state of that hash after more words."""
     for word in words:
         h = (h ^ (word & _MASK)) * 0xBF58476D1CE4E5B9 & _MASK
         h = (h ^ (h >> 27)) * 0x94D049BB133111EB & _MASK
         h ^= h >> 31
-    return h >> 1
+    return h
 
 
 def seeded(seed: int, device: str | torch.device = "cpu") -> torch.Generator:
@@ -164,8 +169,9 @@ class _PathSource(Source):
 
     def __init__(self, x: Tensor, batch_ndim: int, seeds: Sequence[int]):
         super().__init__(x, batch_ndim)
-        self.seeds = list(seeds)
+        self.seeds, self.generator = list(seeds), torch.Generator()
         self._cache: dict[tuple[int, ...], list[tuple[int, int, Tensor, Tensor]]] = {}
+        self._hashes: dict[tuple[int, int], list[int]] = {}
 
     def __call__(self, t: float, s: float, stream: int = 0, rows: Tensor | None = None) -> Tensor:
         unit = 1 << _LEVELS
@@ -217,15 +223,17 @@ class _PathSource(Source):
                 return wa if i == a else wb
             middle = (a + b) // 2
             # Brownian bridge: the midpoint given both ends has variance (b − a)/4
-            spread = self._node(cell, stream, middle).mul_(math.sqrt((b - a) / unit) / 2)
-            w = (wa + wb).mul_(0.5).add_(spread)
+            spread = math.sqrt((b - a) / unit) / 2
+            w = torch.lerp(wa, wb, 0.5).add_(self._node(cell, stream, middle), alpha=spread)
             path.append((a, middle, wa, w) if i <= middle else (middle, b, w, wb))
 
     def _node(self, cell: int, stream: int, place: int) -> Tensor:
         """The normals that belong to a place of the tree; drawn in float32, so that both precisions share a path."""
-        out, generator = torch.empty((len(self.seeds), *self.event), dtype=torch.float32), torch.Generator()
-        for row, seed in zip(out.unbind(), self.seeds, strict=True):
-            row.normal_(generator=generator.manual_seed(mix(seed, cell, stream, place)))
+        if (cell, stream) not in self._hashes:
+            self._hashes[cell, stream] = [_absorb(_START, seed, cell, stream) for seed in self.seeds]
+        out, generator = torch.empty((len(self.seeds), *self.event), dtype=torch.float32), self.generator
+        for row, h in zip(out.unbind(), self._hashes[cell, stream], strict=True):
+            row.normal_(generator=generator.manual_seed(_absorb(h, place) >> 1))
         return out.double()
 
 

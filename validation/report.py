@@ -6,7 +6,20 @@ import math
 
 from ..domains import Ball, Domain, Euclidean, Hypercube, Orthant, Polytope, Product, RegularSimplex, Simplex, Torus
 from ..processes import EDM, VE, VP, CosineVP, Discrete, FlowMatching, Schedule, SubVP
-from ..solvers import AdaptiveODE, Euler, EulerMaruyama, Heun, ReflectedEulerMaruyama, RungeKutta, Solver
+from ..solvers import (
+    DDIM,
+    AdaptiveODE,
+    Ancestral,
+    DPMSolverPP,
+    Euler,
+    EulerMaruyama,
+    ExponentialAdams,
+    Heun,
+    ReflectedEulerMaruyama,
+    RungeKutta,
+    Solver,
+    UniPC,
+)
 from .domain_laws import check_domain
 from .laws import Report
 from .schedule_laws import check_schedule
@@ -28,7 +41,20 @@ DOMAINS: tuple[Domain, ...] = (
     Product(Hypercube((1,)), Simplex(3)),
 )
 SCHEDULES: tuple[Schedule, ...] = (VP(), SubVP(), VE(), EDM(), CosineVP(), FlowMatching(), Discrete.ddpm(100))
-SOLVERS: tuple[Solver, ...] = (Euler(), Heun(), RungeKutta(), AdaptiveODE(), EulerMaruyama(), ReflectedEulerMaruyama())
+SOLVERS: tuple[Solver, ...] = (
+    Euler(),
+    Heun(),
+    RungeKutta(),
+    DDIM(),
+    UniPC(3),
+    ExponentialAdams(4, "velocity"),
+    DPMSolverPP(3),
+    AdaptiveODE(),
+    EulerMaruyama(),
+    ReflectedEulerMaruyama(),
+    Ancestral(),
+    ExponentialAdams(2, sde=True),
+)
 
 
 def report() -> list[Report]:
