@@ -46,9 +46,6 @@ class Adams(Multistep):
     def __init__(self, p: int = 4, *, orders: Orders = None):
         super().__init__(p, "noise", clock="sigma", orders=orders)
 
-    def __repr__(self) -> str:
-        return f"Adams({self.p})"
-
 
 # Adams–Bashforth weights of equal steps, newest first
 _EQUAL = {1: (1.0,), 2: (3 / 2, -1 / 2), 3: (23 / 12, -16 / 12, 5 / 12), 4: (55 / 24, -59 / 24, 37 / 24, -9 / 24)}
@@ -83,9 +80,6 @@ class IPNDM(Multistep):
         self.order = self._order_of_plan(p if variable and not legacy else min(p, 2))
         if legacy:
             self.start = rising
-
-    def __repr__(self) -> str:
-        return f"IPNDM({self.p}, variable={self.variable}{', legacy=True' if self.legacy else ''})"
 
     def _weights(self, nodes: Array, start: Levels, end: Levels, eta: Array, clock: Any, regular: bool) -> Array:
         count = nodes.shape[1]
@@ -138,9 +132,6 @@ class ERSDE(Multistep):
             raise ValueError(f"ERSDE: got order {order!r}, expected 1, 2 or 3")
         super().__init__(order, _extended(phi), clock="sigma", sde=True)
         self.phi = phi
-
-    def __repr__(self) -> str:
-        return f"ERSDE({self.p})"
 
 
 def _extended(phi: Callable[[torch.Tensor], torch.Tensor]) -> Form:

@@ -216,9 +216,6 @@ class AdaptiveODE(PerSample):
         if isinstance(self.pair, ExponentialPair):
             self.accepts = (ProbabilityFlow,)
 
-    def __repr__(self) -> str:
-        return f"AdaptiveODE(rtol={self.rtol:g}, atol={self.atol:g}, method={self.pair.name!r})"
-
     def plan(self, equation: Equation, times: Tensor) -> list[Record]:
         if isinstance(self.pair, ExponentialPair):
             check_process(equation, self)

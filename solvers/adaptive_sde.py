@@ -53,9 +53,6 @@ class AdaptiveSDE(PerSample):
     def __init__(self, rtol: float = 1e-2, atol: float = 1e-2, max_nfe: int = 10_000):
         super().__init__(rtol, atol, max_nfe, 2)
 
-    def __repr__(self) -> str:
-        return f"AdaptiveSDE(rtol={self.rtol:g}, atol={self.atol:g})"
-
     def start(self, x: Tensor, event_shape: tuple[int, ...], noise: Any) -> State:
         return replace(super().start(x, event_shape, noise), paths=tuple(noise.paths()))
 

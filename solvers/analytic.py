@@ -85,7 +85,8 @@ def estimate_statistics(
             )
             value = score(x, torch.tensor(t, dtype=x.dtype, device=x.device), **(condition or {}))
             squares.append(event_sum(value.double() ** 2, ndim) / dim)
-        each = torch.cat(squares).cpu()
+        # draws of one datum are not independent
+        each = torch.cat(squares).cpu().reshape(draws, -1).mean(0)
         means.append(float(each.mean()))
         errors.append(float(each.std() / len(each) ** 0.5) if len(each) > 1 else float("nan"))
     return ScoreStatistics(times, torch.tensor(means, dtype=torch.float64), torch.tensor(errors, dtype=torch.float64))
@@ -175,10 +176,6 @@ class AnalyticDPM(LinearSolver):
         self.data_width = None if data_width is None else number(data_width, "data_width", low=0.0, open_low=True)
         self.last_std = None if last_std is None else number(last_std, "last_std", low=0.0)
         self.last_steps = last_steps
-
-    def __repr__(self) -> str:
-        kind = "statistics" if isinstance(self.statistics, ScoreStatistics) else type(self.statistics).__name__
-        return f"AnalyticDPM({kind}, eta={self.eta:g})"
 
     def _plan(self, equation: Equation, times: Tensor) -> list[Record]:
         own_noise(equation, self)

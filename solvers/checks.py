@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -13,11 +13,13 @@ from torch import Tensor
 from ..domains import Euclidean, FoldedDomain
 from ..processes import Diffusion, Equation, Wall
 from .solver import Solver
-from .walls import Cover
+from .walls import Cover, Oblique
 
 
 def check_times(times: Any) -> Tensor:
     """A grid as a float64 CPU tensor, or an error."""
+    if callable(times) or isinstance(times, str):
+        raise TypeError(f"times: got {times!r}, expected decreasing times themselves, e.g. karras(process, 18)")
     grid = torch.as_tensor(times, dtype=torch.float64, device="cpu").detach()
     if grid.dim() != 1 or len(grid) == 0:
         raise ValueError(
@@ -68,6 +70,15 @@ def as_state(x: Any) -> Tensor:
     return x
 
 
+def check_process_and_score(process: Any, score: Any) -> None:
+    if not isinstance(process, Diffusion):
+        raise TypeError(
+            f"process: got {type(process).__name__}, expected a Diffusion, e.g. Diffusion(Euclidean((2,)), VP())"
+        )
+    if not callable(score):
+        raise TypeError(f"score: got {score!r}, expected a callable score (x, t) → ∇ log p_t(x)")
+
+
 def check_solver_type(solver: object) -> None:
     if not isinstance(solver, Solver):
         raise TypeError(f"solver: got {solver!r}, expected an instance of a Solver, e.g. Heun()")
@@ -75,6 +86,11 @@ def check_solver_type(solver: object) -> None:
 
 def check_problem(equation: Equation, x: Tensor, grid: Tensor, solver: Solver) -> None:
     check_solver_type(solver)
+    if not isinstance(equation, Equation):
+        raise TypeError(
+            f"equation: got {type(equation).__name__}, expected an equation, e.g. process.flow(score), process.reverse(score) or "
+            "SDE(drift, diffusion, domain)"
+        )
     if not isinstance(equation, solver.accepts):
         names = ", ".join(c.__name__ for c in solver.accepts)
         kind = "stochastic" if equation.stochastic else "deterministic"
@@ -102,6 +118,10 @@ def check_wall(wall: Wall | None, equation: Equation) -> Wall | None:
         raise TypeError(f"wall: got {wall!r}, expected an instance of a wall, e.g. Reflect()")
     if isinstance(equation.domain, Euclidean):
         return Wall()
+    if isinstance(wall, Oblique) and repr(wall.domain) != repr(equation.domain):
+        raise ValueError(
+            f"wall: got directions for the walls of {wall.domain!r}, expected those of {equation.domain!r}"
+        )
     if isinstance(wall, Cover) and not isinstance(equation.domain, FoldedDomain):
         raise TypeError(
             f"wall: got Cover() on {equation.domain!r}, which has no covering space; use Reflect() or Project()"
@@ -111,10 +131,13 @@ def check_wall(wall: Wall | None, equation: Equation) -> Wall | None:
 
 def batch_sizes(shape: int | Sequence[int]) -> tuple[int, ...]:
     """A batch shape: sizes of at least 0; () is one sample without a batch dimension."""
-    sizes = (int(shape),) if isinstance(shape, Integral) else tuple(int(n) for n in shape)  # type: ignore[union-attr]
-    if any(n < 0 for n in sizes):
-        raise ValueError(f"shape: got {sizes}, expected batch sizes of at least 0")
-    return sizes
+    sizes: Any = (shape,) if isinstance(shape, Integral) else shape
+    if isinstance(sizes, str) or not isinstance(sizes, Iterable):
+        raise TypeError(f"shape: got {shape!r}, expected an int or a sequence of them, e.g. 16 or (4, 4)")
+    sizes = tuple(sizes)
+    if not all(isinstance(n, Integral) and not isinstance(n, bool) and int(n) >= 0 for n in sizes):
+        raise ValueError(f"shape: got {shape!r}, expected batch sizes of at least 0, ints")
+    return tuple(int(n) for n in sizes)
 
 
 def check_checkpoint(checkpoint: int, solver: Solver) -> int:
@@ -125,6 +148,7 @@ def check_checkpoint(checkpoint: int, solver: Solver) -> int:
         )
     if checkpoint and solver.adaptive:
         raise ValueError(
-            f"checkpoint: got {checkpoint} with {solver!r}, expected a rule with fixed steps; adjoint=True saves memory there"
+            f"checkpoint: got {checkpoint} with {solver!r}, expected a rule with fixed steps; for adaptive ones TorchDiffEq(adjoint=True) "
+            "saves memory"
         )
     return int(checkpoint)

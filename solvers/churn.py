@@ -50,9 +50,6 @@ class EDMStochastic(LinearSolver):
         if not self.s_max >= self.s_min:
             raise ValueError(f"s_max: got {s_max}, expected at least s_min = {s_min:g}; math.inf for no upper end")
 
-    def __repr__(self) -> str:
-        return f"EDMStochastic({self.churn:g})"
-
     def _plan(self, equation: Equation, times: Tensor) -> list[Record]:
         own_noise(equation, self)
         process = equation.process  # type: ignore[attr-defined]
@@ -128,9 +125,6 @@ class Restart(Solver):
             raise TypeError(f"solver: got {solver!r}, expected a deterministic rule with fixed steps, e.g. Heun()")
         self.intervals = tuple(_checked(interval) for interval in intervals)
         self.order = self.weak_order = self.solver.order
-
-    def __repr__(self) -> str:
-        return f"Restart({[tuple(v) for v in self.intervals]}, {self.solver!r})"
 
     def plan(self, equation: Equation, times: Tensor) -> list[Record]:
         check_process(equation, self)

@@ -134,13 +134,8 @@ class _Dpm(Multistep, _Singlestep):
         self.multistage = order > 1
         self.evaluations = "1" if multistep else str(order)
         if legacy:
-            self.order = 2
+            self.order = min(self.order or 2, 2)
             self.start = rising
-
-    def __repr__(self) -> str:
-        kind = ", multistep=True" if self.multistep else ", multistep=False"
-        extra = (", sde=True" if self.stochastic else "") + (", legacy=True" if self.legacy else "")
-        return f"{type(self).__name__}(order={self.p}{kind}{extra})"
 
     def orders(self, n: int) -> list[int]:
         if self.multistep or self._orders is not None:

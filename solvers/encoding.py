@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..domains.tensors import event_sum
-from ..processes import Diffusion, Wall
+from ..processes import Diffusion, ProbabilityFlow, Wall
 from ..processes.equations import Field
 from .checks import as_state, check_generation, check_times
 from .loop import solve
@@ -43,6 +43,10 @@ def encode(
     ``.x`` of the result are the codes, states at times[0]; ``.x / process.schedule.std(times[0])`` are unit normals for data from the model
     where σ is large, the same under every schedule that ends at the same σ.
     """
+    if not isinstance(solver, Solver) or ProbabilityFlow not in solver.accepts:
+        raise TypeError(
+            f"solver: got {solver!r}, expected a deterministic rule that takes a probability flow, e.g. UniPC(3)"
+        )
     grid = check_times(times)
     check_generation(process, grid)
     x = as_state(x0)

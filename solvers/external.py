@@ -96,9 +96,6 @@ class TorchDiffEq(_External):
         self.method, self.rtol, self.atol, self.order = method, rtol, atol, orders[method]
         self.adjoint, self.parameters = adjoint, None if parameters is None else tuple(parameters)
 
-    def __repr__(self) -> str:
-        return f"TorchDiffEq({self.method!r}{', adjoint=True' if self.adjoint else ''})"
-
     def step(self, equation: Equation, x: Tensor, record: Record, state: Any, noise: Any) -> tuple[Tensor, Any]:
         from torchdiffeq import odeint, odeint_adjoint
 
@@ -147,9 +144,6 @@ class TorchSDE(_External):
         self.method, (self.weak_order, self.strong_order) = method, orders[method]
         self.order = self.weak_order
         self.adjoint, self.parameters = adjoint, None if parameters is None else tuple(parameters)
-
-    def __repr__(self) -> str:
-        return f"TorchSDE({self.method!r}{', adjoint=True' if self.adjoint else ''})"
 
     def plan(self, equation: Equation, times: Tensor) -> list[Record]:
         if self.method in _STRATONOVICH and isinstance(equation, SDE) and callable(equation.diffusion):

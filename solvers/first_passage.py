@@ -66,6 +66,14 @@ def first_passage(
     """
     x, grid = as_state(x), check_times(times)
     check_problem(equation, x, grid, solver)
+    if not equation.stochastic:
+        raise TypeError(
+            f"equation: got {type(equation).__name__}, expected a stochastic one, e.g. SDE(drift, diffusion, domain)"
+        )
+    if solver.adaptive or any(record.draws != 1 or record.evaluations != 1 for record in solver.plan(equation, grid)):
+        raise TypeError(
+            f"solver: got {solver!r}, expected a rule of one evaluation and one draw a step, e.g. EulerMaruyama()"
+        )
     equation = equation.bound(Wall())
     normals, offsets = equation.domain.facets()
     ndim = len(equation.domain.event_shape)

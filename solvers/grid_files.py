@@ -11,12 +11,13 @@ from torch import Tensor
 
 from ..processes import Diffusion
 from .checks import check_times
+from .solver import Solver
 
 _FORMAT = "carom grid 1"
 
 
 def save_grid(path: str | Path, times: Tensor, process: Diffusion, **made_for: Any) -> None:
-    """Write times and the process they belong to as JSON; ``made_for`` is kept beside them, e.g. solver=repr(solver), n=12, model="digits".
+    """Write times and the process they belong to as JSON; ``made_for`` is kept beside them, e.g. solver=UniPC(3), n=12, model="digits".
 
     Numbers come back to the bit. The file appears whole or not at all.
     """
@@ -26,7 +27,7 @@ def save_grid(path: str | Path, times: Tensor, process: Diffusion, **made_for: A
         "process": process.config(),
         "times": grid.tolist(),
         "sigmas": process.schedule.sigma(grid).tolist(),
-        "made_for": made_for,
+        "made_for": {name: _plain(value) for name, value in made_for.items()},
     }
     path = Path(path)
     draft = path.with_name(path.name + ".part")
@@ -46,9 +47,14 @@ def load_grid(path: str | Path, process: Diffusion | None = None, **made_for: An
         )
     for name, value in made_for.items():
         kept = content["made_for"].get(name)
-        if kept != json.loads(json.dumps(value)):
+        if kept != json.loads(json.dumps(_plain(value))):
             raise ValueError(f"{path}: got a grid made for {name} = {kept!r}, expected {value!r}; tune it anew")
     return check_times(content["times"])
+
+
+def _plain(value: Any) -> Any:
+    """Solvers by what they read as."""
+    return repr(value) if isinstance(value, Solver) else value
 
 
 def read_grid_file(path: str | Path) -> dict[str, Any]:

@@ -48,7 +48,8 @@ class LangevinCorrector:
         self.steps, self.norm_rule = steps, norm_rule
 
     def __repr__(self) -> str:
-        return f"LangevinCorrector(snr={self.snr:g}, steps={self.steps})"
+        rule = ", norm_rule=True" if self.norm_rule else ""
+        return f"LangevinCorrector(snr={self.snr:g}, steps={self.steps}{rule})"
 
     def plan(self, equation: Equation, times: Tensor) -> list[Kick]:
         """One kick per time; none, a step of zero, where σ vanishes."""
@@ -114,9 +115,6 @@ class PredictorCorrector(Solver):
         self.predictor, self.corrector = predictor, corrector
         self.accepts = tuple(c for c in predictor.accepts if issubclass(c, PredictorCorrector.accepts))
 
-    def __repr__(self) -> str:
-        return f"PredictorCorrector({self.predictor!r}, {self.corrector!r})"
-
     def plan(self, equation: Equation, times: Tensor) -> list[Record]:
         check_process(equation, self)
         plan, count = [], self.corrector.steps
@@ -160,9 +158,6 @@ class AnnealedLangevin(Solver):
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
             raise ValueError(f"steps: got {steps!r}, expected an int ≥ 1")
         self.steps, self.step_lr = steps, number(step_lr, "step_lr", low=0.0, open_low=True)
-
-    def __repr__(self) -> str:
-        return f"AnnealedLangevin({self.steps}, {self.step_lr:g})"
 
     def plan(self, equation: Equation, times: Tensor) -> list[Record]:
         check_process(equation, self)

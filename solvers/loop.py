@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..domains import Euclidean, FoldedDomain
-from ..domains.tensors import as_like, event_sum
+from ..domains.tensors import as_like, event_sum, expand_right
 from ..processes import Diffusion, Equation, Wall, data_form
 from ..processes.equations import Field, check_field
 from .bookkeeping import Info, Keeper
@@ -27,6 +27,7 @@ from .checks import (
     check_checkpoint,
     check_generation,
     check_problem,
+    check_process_and_score,
     check_solver_type,
     check_times,
     check_wall,
@@ -189,10 +190,12 @@ def sample(
         initial: replaces the draw from the prior.
         noise: a recipe in place of ``seed``; prior and noise come from one opened source.
         denoise: end with one evaluation, x0 = x/s + sσ²·score moved into the domain by reflection (the score's own
-            ``prediction`` where it offers one). Exact in R^d (Tweedie), an approximation of order σ near walls.
+            ``prediction`` where it offers one). Exact in R^d (Tweedie), an approximation of order σ near walls. Samples that a rule
+            gave up on the way stay where they stopped.
         dtype, device: of the states; those of ``initial``, else torch's defaults.
         condition, wall, save, callback, progress, raise_on_failure: as for :func:`solve`.
     """
+    check_process_and_score(process, score)
     batch = batch_sizes(shape)
     domain = process.domain
     grid = check_times(times)
@@ -294,11 +297,14 @@ def _denoise(process: Diffusion, equation: Equation, solution: Solution, t: floa
         level = process.event_level(torch.tensor(t, dtype=torch.float64))
         p, q = (as_like(v, x) for v in data_form(level))
         result = domain.reflect(p * x, q * check_field(score(x, now, **equation.condition), x))
-    bad = ~event_sum(result, len(domain.event_shape)).isfinite() & solution.ok
+    # what stopped on the way is handed out where it stopped
+    ended = solution.ok
+    result = torch.where(expand_right(ended, len(domain.event_shape)), result, x)
+    bad = ~event_sum(result, len(domain.event_shape)).isfinite() & ended
     return replace(
         solution,
         x=result,
-        nfe=solution.nfe + 1,
+        nfe=solution.nfe + (ended.to(torch.int64) if isinstance(solution.nfe, Tensor) else 1),
         status=torch.where(bad, int(Status.NON_FINITE), solution.status),
         failed_step=torch.where(bad, step, solution.failed_step),
         failed_time=torch.where(bad, t, solution.failed_time),

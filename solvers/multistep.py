@@ -8,8 +8,8 @@ DPM-Solver, DPM-Solver++, DEIS, exponential Adams–Bashforth, LMS and iPNDM are
 *Order plans* are visible lists, ``solver.orders(n)``: the order of each of n steps. By default a rule of order p > 2 takes its first
 step in singlestep fashion with order p − 1, so that no low-order step spoils the rest, and reads the stages of that step as
 history of the next: starting costs 1, 2 or 4 evaluations more than a step for p = 3, 4, 5. With n < p steps orders rise from 1. A plan of
-your own, a list or a function of (n, p), may do so always (``orders=rising``), or fall at the end ([1, 2, 3, …, 2, 1]); ``order`` then
-counts a low order met a bounded number of times as one more than it is.
+your own, a list or a function of (n, p), may do so always (``orders=rising``), or fall at the end ([1, 2, 3, …, 2, 1],
+``lambda n, p: falling_end(rising(n, p))``); ``order`` follows it.
 """
 
 from __future__ import annotations
@@ -96,6 +96,14 @@ class Multistep(LinearSolver):
     ):
         if isinstance(p, bool) or not isinstance(p, int) or not 1 <= p <= MAX_ORDER:
             raise ValueError(f"{type(self).__name__}: got order {p!r}, expected an int from 1 to {MAX_ORDER}")
+        if (
+            orders is not None
+            and not callable(orders)
+            and (isinstance(orders, str) or not isinstance(orders, Sequence))
+        ):
+            raise TypeError(
+                f"orders: got {orders!r}, expected a list of orders, one a step, or a function of (n, p) such as rising"
+            )
         self.p, self.form, self.clock, self._orders = p, form_of(form), clock, orders
         clock_of(clock, None)  # type: ignore[arg-type]  # refuses a misspelling now
         if (sde or eta is not None) and not self.form.spread:
@@ -112,35 +120,30 @@ class Multistep(LinearSolver):
         self.weak_order = self.order if sde else None
         self.strong_order = 1.0 if sde else None
 
-    def __repr__(self) -> str:
-        options = [
-            repr(self.form.name),
-            *[f"clock={self.clock!r}"] * (self.clock != "lambda"),
-            *["sde=True"] * self.stochastic,
-            *self._named_plan(),
-        ]
-        return f"{type(self).__name__}({self.p}, {', '.join(options)})"
-
-    def _named_plan(self) -> list[str]:
-        """Of a representation: the order plan, if it is not the default."""
-        name = getattr(self._orders, "__name__", None) or str(self._orders)
-        return [] if self._orders is None else [f"orders={name}"]
-
     def orders(self, n: int) -> list[int]:
         """The order of each of n steps."""
         if self._orders is None:
             return rising(n, min(self.p, n)) if self.stochastic else self.start(n, self.p)
         orders = list(self._orders(n, self.p) if callable(self._orders) else self._orders)
-        if len(orders) != n or any(not 1 <= order <= self.p for order in orders):
-            raise ValueError(f"orders: got {orders} for {n} steps, expected {n} orders from 1 to {self.p}")
+        self._check_orders(orders, n)
         return orders
 
-    def _order_of_plan(self, order: int, local: int = 1) -> int:
-        """A few steps of order q err by h^{q + local}, which is all that the whole can reach."""
+    def _check_orders(self, orders: Sequence[int], n: int | None = None) -> None:
+        wanted = len(orders) if n is None else n
+        if len(orders) != wanted or any(not isinstance(q, int) or not 1 <= q <= self.p for q in orders):
+            raise ValueError(
+                f"orders: got {list(orders)} for {wanted} steps, expected {wanted} orders from 1 to {self.p}"
+            )
+
+    def _order_of_plan(self, order: int, corrected: int = 0) -> int:
+        """What a plan leaves of the order: no more than that of a step that occurs again and again, and than one more of a step that occurs
+        at most p times, at the ends. A corrector adds one to each, but for the last step."""
         if self._orders is None:
             return order
-        plan = self._orders(_LONG, self.p) if callable(self._orders) else self._orders
-        return min(order, min(plan, default=order) + local)
+        plan = self._orders(_LONG, self.p) if callable(self._orders) else list(self._orders)
+        self._check_orders(plan)
+        reached = [q + corrected + (plan.count(q) <= self.p) for q in plan[:-1]]
+        return min([order, *reached, *(q + 1 for q in plan[-1:])])
 
     def _plan(self, equation: Equation, times: Tensor) -> list[Record]:
         return Planner(self, equation, times).explicit()

@@ -95,9 +95,6 @@ class DDIM(OneStep):
         if self.stochastic:
             self.accepts, self.weak_order, self.strong_order = (ReverseSDE,), 1, 1
 
-    def __repr__(self) -> str:
-        return f"DDIM(eta={self.eta:g})" if self.variances is None else "DDIM(variances=…)"
-
     def _table(self, equation: Equation, levels: Levels) -> tuple[Array, Array, Array]:
         own_noise(equation, self)
         start, end = levels[:-1], levels[1:]
@@ -153,9 +150,6 @@ class Ancestral(OneStep):
             raise ValueError(f"variance: got {variance!r}, expected 'posterior' (β̃) or 'forward' (β)")
         self.variance = variance
 
-    def __repr__(self) -> str:
-        return f"Ancestral({self.variance!r})"
-
     def _table(self, equation: Equation, levels: Levels) -> tuple[Array, Array, Array]:
         own_noise(equation, self)
         start, end = levels[:-1], levels[1:]
@@ -184,9 +178,6 @@ class ReverseDiffusion(OneStep):
         self.flow = flow
         if flow:
             self.accepts, self.stochastic, self.weak_order, self.strong_order = (ProbabilityFlow,), False, None, None
-
-    def __repr__(self) -> str:
-        return f"ReverseDiffusion(flow={self.flow})"
 
     def _table(self, equation: Equation, levels: Levels) -> tuple[Array, Array, Array]:
         start, end, eta = levels[:-1], levels[1:], noise_levels(equation, self, levels, None)

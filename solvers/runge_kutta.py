@@ -163,9 +163,6 @@ class RungeKutta(Solver):
             self.order = tableau.order  # a subclass that states an order is held to it
         self.multistage, self.evaluations = tableau.stages > 1, str(tableau.stages)
 
-    def __repr__(self) -> str:
-        return f"RungeKutta({self.tableau.name})"
-
     def plan(self, equation: Equation, times: Tensor) -> list[Record]:
         h = times.diff()
         nodes = times[:-1, None] + h[:, None] * torch.tensor(self.tableau.c, dtype=torch.float64)
@@ -199,9 +196,6 @@ class Euler(RungeKutta):
     def __init__(self) -> None:
         super().__init__(EULER)
 
-    def __repr__(self) -> str:
-        return "Euler()"
-
 
 class Heun(RungeKutta):
     """The trapezoidal corrector of an Euler step: order 2, two evaluations (EDM's deterministic sampler)."""
@@ -214,6 +208,3 @@ class Heun(RungeKutta):
 
     def __init__(self) -> None:
         super().__init__(HEUN)
-
-    def __repr__(self) -> str:
-        return "Heun()"

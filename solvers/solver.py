@@ -12,8 +12,10 @@ To add a solver, derive from :class:`Solver`, state its facts (``order``, ``acce
 
 from __future__ import annotations
 
+import functools
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +25,7 @@ from ..processes import ODE, SDE, Equation, ForwardSDE, ProbabilityFlow, Reverse
 
 # a float in a plan, a 0-d tensor of x's dtype and device in a step
 Number = Any
+_LONGEST = 60  # characters of an argument in a representation
 DETERMINISTIC: tuple[type[Equation], ...] = (ProbabilityFlow, ODE)
 STOCHASTIC: tuple[type[Equation], ...] = (ReverseSDE, ForwardSDE, SDE)
 
@@ -148,5 +151,49 @@ class Solver(ABC):
             "source": cls.source,
         }
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "__init__" in cls.__dict__:
+            cls.__init__ = _remembering(cls.__init__)  # type: ignore[method-assign]
+
     def __repr__(self) -> str:
-        return f"{type(self).__name__}()"
+        """As it was made: the first argument, and those that differ from their defaults, so that two rules that differ read so."""
+        args, named = getattr(self, "_arguments", ((), {}))
+        if type(self).__init__ is object.__init__:
+            return f"{type(self).__name__}()"
+        signature = inspect.signature(type(self).__init__)
+        bound = signature.bind(self, *args, **named)
+        bound.apply_defaults()
+        shown: list[str] = []
+        for k, (name, value) in enumerate(list(bound.arguments.items())[1:]):
+            parameter = signature.parameters[name]
+            if parameter.kind is parameter.VAR_KEYWORD:
+                shown += [f"{key}={_shown(v)}" for key, v in value.items()]
+            elif k == 0 or not _same(value, parameter.default):
+                positional = (
+                    len(shown) == k and not isinstance(value, bool) and parameter.kind is not parameter.KEYWORD_ONLY
+                )
+                shown.append(_shown(value) if positional else f"{name}={_shown(value)}")
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def _remembering(init: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(init)
+    def remember(self: Any, *args: Any, **named: Any) -> None:
+        self.__dict__.setdefault("_arguments", (args, named))  # the outermost call comes first
+        init(self, *args, **named)
+
+    return remember
+
+
+def _same(value: Any, default: Any) -> bool:
+    return value is default or (isinstance(value, (int, float, str)) and value == default)
+
+
+def _shown(value: Any) -> str:
+    """Numbers shortly, tables and functions by their names, nothing long."""
+    name = getattr(value, "name", None) or getattr(value, "__name__", None)
+    if isinstance(name, str):
+        return name
+    text = f"{value:g}" if isinstance(value, float) else repr(value)
+    return text if len(text) <= _LONGEST else f"{type(value).__name__}(…)"

@@ -59,6 +59,8 @@ def tuned(
     sigma_min: float | None = None,
     sigma_max: float | None = None,
     condition: Mapping[str, Any] | None = None,
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | str | None = None,
 ) -> Tensor:
     """n levels on which ``solver`` is most accurate for this score: a dynamic programme, then a measured choice.
 
@@ -69,13 +71,18 @@ def tuned(
         candidates: levels among which the path is sought; the fine solve takes that many steps of order 4.
         samples: trajectories of the fine solve, half of them for the programme and the search and half to judge.
         refine: solves of n steps that the search may take; 0 leaves it out.
+        sigma_min, sigma_max: the ends, by default the schedule's.
+        dtype, device: of the states that the score is given: float32 for a network whose weights are.
 
     Costs about (candidates + 4) · samples evaluations, and n · samples/2 for each of the grids compared and each solve of the search, which
     reduces errors three- to thirtyfold where plain grids fit badly. Keep it with :func:`save_grid`.
     """
     solver = ExponentialAdams(3) if solver is None else solver
-    if solver.stochastic or solver.adaptive:
-        raise TypeError(f"solver: got {solver!r}, expected a deterministic rule with fixed steps")
+    if not isinstance(solver, Solver) or solver.stochastic or solver.adaptive:
+        raise TypeError(f"solver: got {solver!r}, expected a deterministic rule with fixed steps, e.g. UniPC(3)")
+    for name, value, least in (("candidates", candidates, 4), ("samples", samples, 2), ("refine", refine, 0)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{name}: got {value!r}, expected an int of at least {least}")
     ends: dict[str, Any] = {"sigma_min": sigma_min, "sigma_max": sigma_max}
     plain = [uniform_lambda(process, n, **ends), karras(process, n, **ends), polyexponential(process, n, 0.8, **ends)]
     if n <= 2:
@@ -83,20 +90,20 @@ def tuned(
     fine = uniform_lambda(process, max(candidates, 2 * n), **ends)
     equation = process.flow(score).bound(condition=condition)
     check_process(equation, solver)
-    template = torch.empty((samples, *process.domain.event_shape), dtype=torch.float64)
-    start = WhiteNoise(seed).open(template, template.dim() - 1).initial(process.prior(torch.float64, t=float(fine[0])))
+    template = torch.empty((samples, *process.domain.event_shape), dtype=dtype, device=device)
+    start = WhiteNoise(seed).open(template, template.dim() - 1).initial(process.prior(dtype, t=float(fine[0])))
     path = solve(equation, start, fine, ExponentialAdams(4), save="all").trajectory
-    half = max(1, samples // 2)
+    half = samples // 2
     costs = edge_lengths(process, score, solver, fine, path[:, :half], condition)  # type: ignore[index]
     found = [fine[shortest_path(costs**power, n)] for power in _POWERS]
 
     def gap(times: Tensor, of: slice) -> Tensor:
         goal = path[-1, of]  # type: ignore[index]
-        return event_flat(solve(equation, start[of], times, solver).x - goal, goal.dim() - 1)
+        return event_flat(solve(equation, start[of], times, solver).x - goal, goal.dim() - 1).double().cpu()
 
     def error(times: Tensor, of: slice) -> float:
         """ln of the geometric mean over samples, which no single one dominates."""
-        return float(gap(times, of).norm(dim=-1).clamp_min(1e-300).log().mean()) if len(start[of]) else 0.0
+        return float(gap(times, of).norm(dim=-1).clamp_min(1e-300).log().mean())
 
     learnt, judged = slice(0, half), slice(half, None)
     if refine:
@@ -112,23 +119,26 @@ def _refined(process: Diffusion, times: Tensor, gap: Callable[[Tensor], Tensor],
     that went another way shall not decide alone.
     """
     for knots, share in _SEARCH:
-        knots = min(knots, len(times) - 1)
-        steps, at = -process.schedule.sigma(times).log().diff(), np.linspace(0, 1, len(times) - 1)
-
-        def stretched(shape: np.ndarray) -> Tensor:
-            longer = steps * torch.as_tensor(np.exp(np.interp(at, np.linspace(0, 1, knots), shape - 1)))  # noqa: B023
-            inner = (longer.cumsum(0) / longer.sum())[:-1] * steps.sum()  # noqa: B023
-            sigma = process.schedule.sigma(times[:1]) * (-inner).exp()  # noqa: B023
-            return torch.cat([times[:1], process.schedule.time(sigma), times[-1:]])  # noqa: B023
-
-        def residuals(shape: np.ndarray) -> np.ndarray:
-            value = gap(stretched(shape))
-            return (value / value.norm(dim=-1, keepdim=True).clamp_min(1e-300).sqrt()).flatten().numpy()
-
-        # about 1, since probes are relative to what they change
-        rounds = max(1, int(share * solves) // (knots + 1))
-        times = stretched(least_squares(residuals, np.ones(knots), diff_step=_PROBE, max_nfev=rounds).x)
+        times = _searched(process, times, gap, min(knots, len(times) - 1), int(share * solves))
     return times
+
+
+def _searched(process: Diffusion, times: Tensor, gap: Callable[[Tensor], Tensor], knots: int, solves: int) -> Tensor:
+    steps, at = -process.schedule.sigma(times).log().diff(), np.linspace(0, 1, len(times) - 1)
+
+    def stretched(shape: np.ndarray) -> Tensor:
+        longer = steps * torch.as_tensor(np.exp(np.interp(at, np.linspace(0, 1, knots), shape - 1)))
+        inner = (longer.cumsum(0) / longer.sum())[:-1] * steps.sum()
+        sigma = process.schedule.sigma(times[:1]) * (-inner).exp()
+        return torch.cat([times[:1], process.schedule.time(sigma), times[-1:]])
+
+    def residuals(shape: np.ndarray) -> np.ndarray:
+        value = gap(stretched(shape))
+        return (value / value.norm(dim=-1, keepdim=True).clamp_min(1e-300).sqrt()).flatten().numpy()
+
+    # about 1, since probes are relative to what they change
+    rounds = max(1, solves // (knots + 1))
+    return stretched(least_squares(residuals, np.ones(knots), diff_step=_PROBE, max_nfev=rounds).x)
 
 
 def edge_lengths(

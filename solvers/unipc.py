@@ -96,20 +96,16 @@ class UniPC(_Corrected):
     source = "Zhao et al. 2023, alg. 1, 2"
 
     def __init__(self, p: int = 2, form: str = "data", *, orders: Orders = None):
-        if p not in (1, 2, 3, 4):
+        if isinstance(p, bool) or not isinstance(p, int) or not 1 <= p <= 4:
             raise ValueError(f"UniPC: got p = {p!r}, expected 1, 2, 3 or 4")
         super().__init__(p, form, orders=orders)
         self.corrector = p + 1
-        self.order = self._order_of_plan(p + 1, local=2)
+        self.order = self._order_of_plan(p + 1, corrected=1)
 
     @staticmethod
     def start(n: int, p: int) -> list[int]:
         """[p, p, …] with a singlestep start where p > 2 and n > p, and orders that rise from 1 elsewhere."""
         return [p] * n if n > p > 2 else rising(n, p)
-
-    def __repr__(self) -> str:
-        form = [repr(self.form.name)] * (self.form.name != "data")
-        return f"UniPC({', '.join([str(self.p), *form, *self._named_plan()])})"
 
 
 class SASolver(_Corrected):
@@ -135,14 +131,13 @@ class SASolver(_Corrected):
     source = "Xue et al. 2023, alg. 1"
 
     def __init__(self, predictor: int = 2, corrector: int = 3, tau: float | Callable[[Tensor], Tensor] | None = None):
+        if isinstance(predictor, bool) or not isinstance(predictor, int) or not 1 <= predictor <= 4:
+            raise ValueError(f"predictor: got {predictor!r}, expected 1, 2, 3 or 4")
         if corrector not in range(1, predictor + 2):
             raise ValueError(f"corrector: got {corrector!r}, expected an int from 1 to predictor + 1 = {predictor + 1}")
         super().__init__(predictor, "data", sde=True)
         self.corrector, self.tau = corrector, tau if callable(tau) or tau is None else number(tau, "tau", low=0.0)
         self.order = self.weak_order = min(predictor + 1, corrector, 2)
-
-    def __repr__(self) -> str:
-        return f"SASolver({self.p}, {self.corrector})"
 
     def _noise_levels(self, equation: Equation, levels: Levels) -> Array:
         if self.tau is None:

@@ -134,7 +134,8 @@ class Oblique(Wall):
     four times as many becomes NaN, so that its status tells. Normal directions give ``Reflect`` up to corners.
 
     Args:
-        domain: a Polytope, RegularSimplex, Hypercube or Orthant; ``domain.facets()`` lists its walls in order.
+        domain: a Polytope, RegularSimplex, Hypercube or Orthant; ``domain.facets()`` lists its walls in order (of a box
+            first all lower ones, then all upper ones).
         directions: ``[m, n]``, one per wall, pointing inwards: n_j·γ_j > 0.
 
     Raises ``ValueError`` for directions that do not fit or do not point inwards.

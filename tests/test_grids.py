@@ -299,7 +299,7 @@ def test_encoding_between_walls_and_its_refusals() -> None:
     assert float(trip.error.max()) < 1e-3 and bool(problem.process.domain.contains(trip.code.x).all())
     with pytest.raises(ValueError, match="lie outside"):
         encode(problem.process, problem.score, Heun(), uniform_lambda(problem.process, 6), x + 1)
-    with pytest.raises(TypeError, match="got a ProbabilityFlow, expected one of ReverseSDE"):
+    with pytest.raises(TypeError, match="expected a deterministic rule that takes a probability flow"):
         encode(problem.process, problem.score, EulerMaruyama(), uniform_lambda(problem.process, 6), x)
     with pytest.raises(ValueError, match=r"use times\.flip"):
         encode(problem.process, problem.score, Heun(), uniform_lambda(problem.process, 6).flip(0), x)

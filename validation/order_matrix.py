@@ -52,6 +52,7 @@ from ..solvers import (
     TorchDiffEq,
     TorchSDE,
     UniPC,
+    rising,
     solve,
     uniform_lambda,
 )
@@ -117,6 +118,8 @@ def entries() -> list[Entry]:
         DPMSolverPP(3, legacy=True),
         *(UniPC(p) for p in (1, 2, 3, 4)),
         UniPC(2, "noise"),
+        UniPC(3, "velocity"),
+        UniPC(3, "velocity", orders=rising),
         *(DEIS(p) for p in (1, 2, 3, 4, 5)),
         DEIS(3, clock="t"),
         *(ExponentialAdams(p) for p in (2, 3, 4, 5)),
