@@ -19,6 +19,8 @@ third to four fifths of the evaluations of the best rule elsewhere (the table be
 wide prior; the default start of a rule of order above 2 costs one to five more and keeps the order from anywhere. `Heun` and `RungeKutta`
 need no schedule and integrate any `ODE`, at 2 to 4 evaluations a step.
 
+Counts in the table are per step: n levels are n − 1 steps, and `sample` ends with one evaluation more, the denoising step.
+
 **With noise.** `DPMSolverPP(2, sde=True)`, `ERSDE(2)` and `SASolver(1, 2)` have weak order 2; a higher order of the polynomial does not
 raise it. `EulerMaruyama` takes any `SDE`, `Milstein` those whose noise depends on the state. `DDIM(eta)`, `Ancestral` and
 `ReverseDiffusion` are the rules of the papers, step by step.
@@ -29,7 +31,8 @@ that fold (`Hypercube`, `Orthant`, `Torus`, `Simplex`). `ReflectedStrang` has we
 the wall, and 1 otherwise. Half-lines with constant noise: `LepingleEulerMaruyama`.
 
 **To a tolerance.** `AdaptiveODE` and `AdaptiveSDE` choose steps for each sample on its own; `method="exponential"` needs
-the fewest evaluations down to errors of about 1e-4, "dopri5" and "tsit5" beyond.
+the fewest evaluations down to errors of about 1e-4, "dopri5" and "tsit5" beyond. `AdaptiveSDE` draws a Brownian path for each
+sample: with a score that costs next to nothing that is what it costs, a tenth of a second or more a sample.
 
 **Encoding.** `encode` runs any deterministic rule from data to noise, `round_trip` says what coming back costs.
 

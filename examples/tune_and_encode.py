@@ -26,7 +26,7 @@ score = GaussianMixtureScore(
 
 solver = UniPC(3, "velocity", orders=rising)
 fitted = tuned(process, 11, score, solver=solver)
-save_grid("grid.json", fitted, process, solver=repr(solver))
+save_grid("grid.json", fitted, process, solver=solver)
 
 start = 80 * torch.randn(200, 8)
 exact = solve(process.flow(score), start, uniform_lambda(process, 300), ExponentialAdams(5)).x

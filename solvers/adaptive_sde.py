@@ -35,6 +35,9 @@ class AdaptiveSDE(PerSample):
     Args:
         rtol, atol: per step; 1e-2 of the state's size gives images, 1e-3 is fine. max_nfe: as for :class:`AdaptiveODE`.
 
+    Each sample draws its own path at times of its own, some 20 draws a try: with a cheap score that, and not the score, is the cost (a few
+    seconds for ten samples, in proportion to their number); with a network it is small.
+
     Time must be of order 1 (a process's is): steps cannot be shorter than 2⁻²³.
     Source: Jolicoeur-Martineau et al. 2021 (Gotta Go Fast), alg. 1, with the rejection bridged.
     """

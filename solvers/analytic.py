@@ -167,10 +167,12 @@ class AnalyticDPM(LinearSolver):
         last_std: float | None = None,
         last_steps: int = 2,
     ):
-        if not isinstance(statistics, ScoreStatistics) and not callable(statistics):
+        if not isinstance(statistics, ScoreStatistics) and (
+            not callable(statistics) or hasattr(statistics, "prediction")
+        ):
             raise TypeError(
-                f"statistics: got {type(statistics).__name__}, expected ScoreStatistics (see estimate_statistics) or a callable (x, t, "
-                f"noise)"
+                f"statistics: got {type(statistics).__name__}, expected ScoreStatistics, which estimate_statistics finds, or a "
+                "callable (x, t, noise)"
             )
         self.statistics, self.eta = statistics, number(eta, "eta", low=0.0)
         self.data_width = None if data_width is None else number(data_width, "data_width", low=0.0, open_low=True)

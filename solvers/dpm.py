@@ -191,7 +191,7 @@ class DPMSolver(_Dpm):
 
     order: float | None = 3
     order_note = "1, 2 or 3 (SDE: weak min(order, 2))"
-    evaluations = "order; multistep 1"
+    evaluations = "order (multistep: 1)"
     source = "Lu et al. 2022a"
 
     def __init__(
@@ -220,7 +220,7 @@ class DPMSolverPP(_Dpm):
 
     order: float | None = 2
     order_note = "1, 2 or 3 (SDE: weak min(order, 2))"
-    evaluations = "multistep 1; order"
+    evaluations = "1 (singlestep: order)"
     source = "Lu et al. 2022b"
 
     def __init__(

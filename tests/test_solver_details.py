@@ -19,6 +19,7 @@ from carom.solvers import (
     Adams,
     AdaptiveODE,
     AdaptiveSDE,
+    AnalyticDPM,
     AnnealedLangevin,
     DPMSolver,
     DPMSolverPP,
@@ -28,6 +29,7 @@ from carom.solvers import (
     Heun,
     LangevinCorrector,
     Oblique,
+    Penalise,
     PredictorCorrector,
     Restart,
     ReverseDiffusion,
@@ -336,6 +338,31 @@ def test_samples_given_up_on_the_way_are_not_denoised() -> None:
     assert torch.equal(plain.nfe, ended.nfe) and int(ended.nfe.max()) <= 20
 
 
+def test_the_last_denoising_step_ends_inside() -> None:
+    class Outside:
+        def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+            return torch.zeros_like(x)
+
+        def prediction(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+            return x + 5, torch.zeros_like(x)
+
+    process = Diffusion(Hypercube((2,)), VE())
+    run = sample(process, Outside(), Heun(), karras(process, 3), shape=4, seed=0)
+    assert torch.equal(run.x, torch.ones(4, 2))
+
+
+def test_penalised_states_are_read_at_the_nearest_point() -> None:
+    seen = []
+
+    def field(x: Tensor, t: Tensor) -> Tensor:
+        seen.append(x)
+        return torch.zeros_like(x)
+
+    process = Diffusion(Hypercube((2,)), VE())
+    sample(process, field, EulerMaruyama(), karras(process, 6), shape=50, seed=0, wall=Penalise(0.1))
+    assert all(bool(process.domain.contains(x).all()) for x in seen)
+
+
 # ------------------------------------------------------------------------------------------------------------ what users see
 
 
@@ -383,6 +410,7 @@ def test_grids_know_the_solver_they_were_made_for(tmp_path) -> None:
         (lambda: UniPC(3, orders=[-1] * 7), ValueError, "expected 7 orders from 1 to 3"),
         (lambda: UniPC(True), ValueError, "expected 1, 2, 3 or 4"),
         (lambda: SASolver(5, 3), ValueError, "predictor: got 5"),
+        (lambda: AnalyticDPM(SCORE), TypeError, "which estimate_statistics finds"),
     ],
 )  # fmt: skip
 def test_mistakes_at_the_front_door(call, error, message) -> None:
