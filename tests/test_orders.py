@@ -167,7 +167,7 @@ def test_heun_written_out_passes() -> None:
 )
 def test_a_deliberately_wrong_heun_fails(solver: Solver, law: str) -> None:
     assert law in [failure.name for failure in check_solver(solver, raises=False).failures]
-    with pytest.raises(LawError, match=r"Trapezoid\(\): law '"):
+    with pytest.raises(LawError, match=r"Trapezoid\(.*\): law '"):
         check_solver(solver)
 
 
