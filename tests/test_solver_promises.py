@@ -191,8 +191,8 @@ FIXED_RULES = [
 @pytest.mark.parametrize("solver", [s for s in FIXED_RULES if not s.stochastic], ids=repr)
 def test_deterministic_rules_hold_their_order_and_three_states(solver: Solver) -> None:
     """The state, the next one, the field's output and one prediction for each order (the corrected iPNDM keeps p of them at order 2, the
-    distributed third-order rules two, and rising orders those of the highest). The scalars of the plan are a few percent of so small a state. Between walls the rules that read
-    intermediate points hold one projected point more."""
+    distributed third-order rules two, and rising orders those of the highest). The scalars of the plan are a few percent of so small a
+    state. Between walls the rules that read intermediate points hold one projected point more."""
     order = {"IPNDM": 4, "DPMSolver": 3, "DPMSolverPP": 3}.get(type(solver).__name__, 0)
     most = max(solver.order or 0, order, getattr(solver, "corrector", 0)) + 3
     assert peak_states(solver, Diffusion(Euclidean((2000,)), VP())) <= most + 0.1
