@@ -2,7 +2,7 @@
 
 Every solver that torchdiffeq or diffusers has as well against the fastest of them, and the stochastic ones against drawing their noise.
 A step is the slope between runs of few and of many steps, so that checking input, planning grids and the like (once per run) stand in a
-column of their own. Schedulers of singlestep and two-evaluation rules are counted per evaluation, as their loops are.
+column of their own. A step is one of ours, whatever evaluations it takes: a scheduler whose loop counts evaluations makes as many.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from timing import Times, interleaved, machine, settle_allocator, verdict
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchdiffeq import odeint
 
 from carom.domains import Euclidean
@@ -156,7 +157,7 @@ class Steps:
 
 
 class Family(NamedTuple):
-    """Rules of ours by the evaluations of a step, and the same rules elsewhere."""
+    """A rule of ours, the evaluations of its step, and the same rule elsewhere."""
 
     ours: Solver
     evaluations: int
@@ -182,7 +183,6 @@ FAMILIES = (
     ),
     Family(DPMSolverPP(2), 1, multistep()),
     Family(DPMSolverPP(3), 1, multistep(solver_order=3)),
-    # its scheduler spends one evaluation a step
     Family(DPMSolverPP(2, multistep=False), 2, ("DPMSolverSinglestepScheduler", {"solver_order": 2})),
     Family(DPMSolverPP(3, multistep=False), 3, ("DPMSolverSinglestepScheduler", {"solver_order": 3})),
     Family(UniPC(2), 1, ("UniPCMultistepScheduler", {"solver_order": 2})),
@@ -202,11 +202,12 @@ STOCHASTIC = (
     Family(SASolver(), 1, ("SASolverScheduler", {})),
     Family(ERSDE(3), 1),
 )
+# schedulers that spend one evaluation a step on rules that spend several
 _ONE_A_STEP = ("DPMSolverSinglestepScheduler",)
 
 
 def cases(family: Family, noise: Noise | None = None) -> dict[str, Callable[[int], Run]]:
-    """Named runs of a family; those of singlestep schedulers have as many steps as evaluations."""
+    """Named runs of a family."""
     out = {f"carom {family.ours!r}": by_solve(family.ours, noise)}
     if family.torchdiffeq:
         out[f"torchdiffeq {family.torchdiffeq}"] = by_torchdiffeq(family.torchdiffeq)
@@ -232,7 +233,7 @@ def against_peers() -> None:
 
 
 def against_drawing() -> None:
-    """A stochastic step in units of drawing its normals, by one generator, and from the source it uses; and its peer."""
+    """A stochastic step, from either source of noise, and its peer's in units of drawing as many normals from one generator."""
     white, own = WhiteNoise(0), SampleNoise(range(SHAPE[0]))
     print(f"\n{'stochastic rules':56}{'µs/step':>9}{'/ randn':>13}")
     for family in STOCHASTIC:
@@ -250,6 +251,26 @@ def against_drawing() -> None:
             print(row + f"   {verdict(step / draw, named[name][1])}" if name in runs else row, flush=True)
 
 
+class Draws(TorchDispatchMode):
+    """How many rows of normals are drawn."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += function is torch.ops.aten.normal_.default
+        return function(*args, **(kwargs or {}))
+
+
+def draws(runs: Callable[[int], Run], few: int, many: int) -> float:
+    """Draws of a whole state per step."""
+    counts = []
+    for steps in (few, many):
+        with Draws() as mode:
+            runs(steps)()
+        counts.append(mode.count / SHAPE[0])
+    return (counts[1] - counts[0]) / (many - few)
+
+
 def sources() -> None:
     white, own, path = WhiteNoise(0), SampleNoise(range(SHAPE[0])), BrownianPath(range(SHAPE[0]))
     measured = Steps(
@@ -260,8 +281,9 @@ def sources() -> None:
     print(f"\n{'noise alone':56}{'µs/draw':>9}{'/ randn':>13}")
     for name in ("torch.randn", "WhiteNoise", "SampleNoise"):
         print(f"{name:56}{measured.step(name):9.1f}{measured.step(name) / draw:13.2f}")
-    step = walked.step("BrownianPath")
-    print(f"{'BrownianPath':56}{step:9.1f}{step / draw:13.2f}   {verdict(step / draw, 25)} (a walk down a dyadic tree)")
+    step, count = walked.step("BrownianPath"), draws(drawing(path), 20, 60)
+    print(f"{'BrownianPath':56}{step:9.1f}{step / draw:13.2f}   {verdict(step / draw, 25)} (a walk down a dyadic tree:")
+    print(f"{'':56}{count:9.1f} draws of a state a step   {verdict(count, 25)})")
 
 
 @torch.no_grad()

@@ -4,8 +4,7 @@ Each rule follows the probability flow from the same starts at σ_max to σ_min;
 1e-11, and the median over starts is printed. A scheduler is given the exact ε at the σ it says it is at, and a table of levels with exactly
 these ends (under EDM and VE one uniform in ln σ, kinder to it than the tables it comes with), so that it is compared as a rule, with each
 of its spacings; its last step, to σ = 0, is left out on both sides. Our *tuned* grids were searched for on other starts than those of the
-comparison. Prints the evaluations that an error of 1e-2, 1e-3 and 1e-4 needs,
-and draws work_precision.png.
+comparison. Prints the evaluations that an error of 1e-2, 1e-3 and 1e-4 needs, and draws work_precision.png.
 """
 
 from __future__ import annotations
@@ -184,7 +183,7 @@ PEERS: dict[str, tuple[str, dict[str, Any], bool]] = {
 
 def table_of_betas(problem: Problem) -> Any:
     """1000 levels from σ_min to σ_max as a scheduler's betas: DDPM's own under VP, uniform in ln σ elsewhere."""
-    if problem.sigma_max > 150:
+    if isinstance(problem.process.schedule, VP):
         return {"beta_schedule": "linear"}
     sigma = torch.linspace(math.log(problem.sigma_min), math.log(problem.sigma_max), 1000, dtype=torch.float64).exp()
     kept = 1 / (1 + sigma**2)
@@ -278,9 +277,9 @@ def draw(results: list[tuple[Problem, dict[str, Curve], dict[str, Curve]]], path
 
     figure, axes = plt.subplots(1, len(results), figsize=(6 * len(results), 5), squeeze=False)
     for axis, (problem, ours, peers) in zip(axes[0], results, strict=True):
-        for group, style, most in ((ours, "-", 5), (peers, "--", 5)):
+        for group, style in ((ours, "-"), (peers, "--")):
             ranked = sorted(best_by_kind(group).items(), key=lambda item: [needed(item[1], e) for e in (1e-3, 1e-4)])
-            for name, curve in ranked[:most]:
+            for name, curve in ranked[:5]:
                 axis.loglog(*zip(*curve, strict=True), style, marker=".", label=name, linewidth=1.2)
         axis.set(title=problem.name, xlabel="evaluations", ylabel="median relative error", ylim=(1e-5, 1))
         axis.set_xticks([5, 10, 20, 40], ["5", "10", "20", "40"])

@@ -123,6 +123,11 @@ def number(value: float, name: str, *, low: float = -math.inf, high: float = mat
     return result
 
 
+def is_int(value: object, low: int, high: float = math.inf) -> bool:
+    """Whether this is an int, and no bool, within [low, high]."""
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
 def per_axis(
     value: float | Sequence[float] | np.ndarray | Tensor, event_shape: tuple[int, ...], name: str
 ) -> np.ndarray:

@@ -35,6 +35,9 @@ class Wall:
 
     pushes = False
 
+    def check(self, domain: Domain) -> None:
+        """Refuse a domain on which this wall cannot act."""
+
     def evaluate(self, domain: Domain, field: Field, u: Tensor, t: Tensor, start: Tensor | None) -> Tensor:
         """The field at ``u``, which may lie outside; ``start`` is the step's x, given at inner stages. Never calls the field outside."""
         return field(u, t)

@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..domains import Euclidean, FoldedDomain
+from ..domains import Euclidean
 from ..processes import Diffusion, Equation, Wall
 from .solver import Solver
-from .walls import Cover, Oblique
 
 
 def check_times(times: Any) -> Tensor:
@@ -118,14 +117,7 @@ def check_wall(wall: Wall | None, equation: Equation) -> Wall | None:
         raise TypeError(f"wall: got {wall!r}, expected an instance of a wall, e.g. Reflect()")
     if isinstance(equation.domain, Euclidean):
         return Wall()
-    if isinstance(wall, Oblique) and repr(wall.domain) != repr(equation.domain):
-        raise ValueError(
-            f"wall: got directions for the walls of {wall.domain!r}, expected those of {equation.domain!r}"
-        )
-    if isinstance(wall, Cover) and not isinstance(equation.domain, FoldedDomain):
-        raise TypeError(
-            f"wall: got Cover() on {equation.domain!r}, which has no covering space; use Reflect() or Project()"
-        )
+    wall.check(equation.domain)
     return wall
 
 

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..domains.tensors import number
+from ..domains.tensors import is_int, number
 from ..processes import Equation
 from .forms import DATA, NOISE, Array, Form, Levels, carry, phi, weights
 from .linear import LinearSolver, Stage, noise_levels, readings, rows
@@ -35,7 +35,7 @@ from .solver import Record
 def dpm_solver_fast(evaluations: int) -> list[int]:
     """The order plan of "DPM-Solver-fast": as many steps of order 3 as fit, ended by lower orders so that exactly so many
     evaluations are spent. An end of order 1 or 2, 1 makes the whole of order 2."""
-    if isinstance(evaluations, bool) or not isinstance(evaluations, int) or evaluations < 1:
+    if not is_int(evaluations, 1):
         raise ValueError(f"evaluations: got {evaluations!r}, expected an int ≥ 1")
     whole, rest = divmod(evaluations, 3)
     if rest == 0:
@@ -138,7 +138,7 @@ class _Dpm(Multistep, _Singlestep):
             self.start = rising
 
     def orders(self, n: int) -> list[int]:
-        if self.multistep or self._orders is not None:
+        if self._orders is not None or self.multistep:
             return super().orders(n)
         return [self.p] * n
 

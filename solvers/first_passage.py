@@ -70,11 +70,12 @@ def first_passage(
         raise TypeError(
             f"equation: got {type(equation).__name__}, expected a stochastic one, e.g. SDE(drift, diffusion, domain)"
         )
-    if solver.adaptive or any(record.draws != 1 or record.evaluations != 1 for record in solver.plan(equation, grid)):
+    equation = equation.bound(Wall())
+    records = solver.plan(equation, grid)
+    if solver.adaptive or any(record.draws != 1 or record.evaluations != 1 for record in records):
         raise TypeError(
             f"solver: got {solver!r}, expected a rule of one evaluation and one draw a step, e.g. EulerMaruyama()"
         )
-    equation = equation.bound(Wall())
     normals, offsets = equation.domain.facets()
     ndim = len(equation.domain.event_shape)
     source = recipe(seed, noise).open(x, ndim)
@@ -86,9 +87,8 @@ def first_passage(
 
     when = torch.full(batch, torch.nan, dtype=torch.float64, device=x.device)
     through = torch.full(batch, -1, dtype=torch.int64, device=x.device)
-    records, state = solver.plan(equation, grid), ()
     for record, bound in zip(records, bind(records, x), strict=True):
-        y, _ = solver.step(equation, x, bound, state, Draws(source, record))
+        y, _ = solver.step(equation, x, bound, (), Draws(source, record))
         h = abs(record.s - record.t)
         c = float(torch.as_tensor(equation.coefficients(record.t)[2]))
         std = c * equation.diagonal(x, bound.t).double().reshape(*batch, -1)

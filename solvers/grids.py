@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from ..domains import Euclidean
-from ..domains.tensors import number
+from ..domains.tensors import is_int, number
 from ..processes import Diffusion, Discrete
 
 
@@ -242,7 +242,7 @@ def _ends(process: Diffusion, n: int, sigma_min: float | None, sigma_max: float 
     """(σ_max, σ_min) of the grid, checked."""
     if not isinstance(process, Diffusion):
         raise TypeError(f"process: got {type(process).__name__}, expected a Diffusion(domain, schedule)")
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+    if not is_int(n, 1):
         raise ValueError(f"n: got {n!r}, expected an int ≥ 1: the number of noise levels")
     schedule = process.schedule
     high = schedule.sigma_max if sigma_max is None else number(sigma_max, "sigma_max", low=0.0, open_low=True)

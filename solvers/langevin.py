@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..domains.tensors import event_sum, expand_right, number
+from ..domains.tensors import event_sum, expand_right, is_int, number
 from ..processes import Equation, ProbabilityFlow, ReverseSDE
 from .linear import check_process
 from .solver import Number, Record, Row, Solver, combine
@@ -43,7 +43,7 @@ class LangevinCorrector:
 
     def __init__(self, snr: float = 0.16, steps: int = 1, *, norm_rule: bool = False):
         self.snr = number(snr, "snr", low=0.0, open_low=True)
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        if not is_int(steps, 1):
             raise ValueError(f"steps: got {steps!r}, expected an int ≥ 1")
         self.steps, self.norm_rule = steps, norm_rule
 
@@ -155,7 +155,7 @@ class AnnealedLangevin(Solver):
     source = "Song & Ermon 2019, alg. 1"
 
     def __init__(self, steps: int = 100, step_lr: float = 2e-5):
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        if not is_int(steps, 1):
             raise ValueError(f"steps: got {steps!r}, expected an int ≥ 1")
         self.steps, self.step_lr = steps, number(step_lr, "step_lr", low=0.0, open_low=True)
 

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
+from ..domains.tensors import is_int
 from ..processes import Diffusion, Equation, ProbabilityFlow, ReverseSDE
 from .forms import Array, Form, Levels, carry, clock_of, form_of, weights
 from .linear import LinearSolver, Reading, Stage, noise_levels, readings
@@ -94,7 +95,7 @@ class Multistep(LinearSolver):
         eta: float | None = None,
         orders: Orders = None,
     ):
-        if isinstance(p, bool) or not isinstance(p, int) or not 1 <= p <= MAX_ORDER:
+        if not is_int(p, 1, MAX_ORDER):
             raise ValueError(f"{type(self).__name__}: got order {p!r}, expected an int from 1 to {MAX_ORDER}")
         if (
             orders is not None
@@ -125,23 +126,16 @@ class Multistep(LinearSolver):
         if self._orders is None:
             return rising(n, min(self.p, n)) if self.stochastic else self.start(n, self.p)
         orders = list(self._orders(n, self.p) if callable(self._orders) else self._orders)
-        self._check_orders(orders, n)
+        if len(orders) != n or not all(is_int(order, 1, self.p) for order in orders):
+            raise ValueError(f"orders: got {orders} for {n} steps, expected {n} orders from 1 to {self.p}")
         return orders
-
-    def _check_orders(self, orders: Sequence[int], n: int | None = None) -> None:
-        wanted = len(orders) if n is None else n
-        if len(orders) != wanted or any(not isinstance(q, int) or not 1 <= q <= self.p for q in orders):
-            raise ValueError(
-                f"orders: got {list(orders)} for {wanted} steps, expected {wanted} orders from 1 to {self.p}"
-            )
 
     def _order_of_plan(self, order: int, corrected: int = 0) -> int:
         """What a plan leaves of the order: no more than that of a step that occurs again and again, and than one more of a step that occurs
         at most p times, at the ends. A corrector adds one to each, but for the last step."""
         if self._orders is None:
             return order
-        plan = self._orders(_LONG, self.p) if callable(self._orders) else list(self._orders)
-        self._check_orders(plan)
+        plan = self.orders(_LONG if callable(self._orders) else len(self._orders))
         reached = [q + corrected + (plan.count(q) <= self.p) for q in plan[:-1]]
         return min([order, *reached, *(q + 1 for q in plan[-1:])])
 

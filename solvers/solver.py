@@ -121,6 +121,7 @@ class Solver(ABC):
     evaluations: str = "1"
     order_note: str = ""
     source: str = ""
+    _arguments: tuple[tuple, dict[str, Any]] = ((), {})
 
     @abstractmethod
     def plan(self, equation: Equation, times: Tensor) -> list[Record]:
@@ -158,7 +159,7 @@ class Solver(ABC):
 
     def __repr__(self) -> str:
         """As it was made: the first argument, and those that differ from their defaults, so that two rules that differ read so."""
-        args, named = getattr(self, "_arguments", ((), {}))
+        args, named = self._arguments
         if type(self).__init__ is object.__init__:
             return f"{type(self).__name__}()"
         signature = inspect.signature(type(self).__init__)

@@ -23,7 +23,7 @@ import torch
 from scipy.optimize import least_squares
 from torch import Tensor
 
-from ..domains.tensors import event_flat
+from ..domains.tensors import event_flat, is_int
 from ..processes import Diffusion
 from ..processes.equations import Field
 from .analytic import shortest_path
@@ -81,7 +81,7 @@ def tuned(
     if not isinstance(solver, Solver) or solver.stochastic or solver.adaptive:
         raise TypeError(f"solver: got {solver!r}, expected a deterministic rule with fixed steps, e.g. UniPC(3)")
     for name, value, least in (("candidates", candidates, 4), ("samples", samples, 2), ("refine", refine, 0)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        if not is_int(value, least):
             raise ValueError(f"{name}: got {value!r}, expected an int of at least {least}")
     ends: dict[str, Any] = {"sigma_min": sigma_min, "sigma_max": sigma_max}
     plain = [uniform_lambda(process, n, **ends), karras(process, n, **ends), polyexponential(process, n, 0.8, **ends)]

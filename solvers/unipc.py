@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..domains.tensors import number
+from ..domains.tensors import is_int, number
 from ..processes import Equation, ReverseSDE
 from .forms import Array, Levels
 from .linear import Stage, noise_levels, own_noise
@@ -79,8 +79,8 @@ class UniPC(_Corrected):
     """UniPC-p: exponential Adams–Bashforth of order p, corrected by Adams–Moulton of order p + 1, at one evaluation a step.
 
     Order p + 1. For p = 3 and 4 and more than p steps the first is a singlestep one of order p, so that n steps cost n + 3 and n + 5
-    evaluations; n otherwise. The weights are the exact ones, which the paper's B(h) reproduces but for its shortcuts in the
-    smallest systems.
+    evaluations; n otherwise (2 for a single step). The weights are the exact ones, which the paper's B(h) reproduces but for its
+    shortcuts in the smallest systems.
 
     Args:
         p: 1 to 4.
@@ -96,7 +96,7 @@ class UniPC(_Corrected):
     source = "Zhao et al. 2023, alg. 1, 2"
 
     def __init__(self, p: int = 2, form: str = "data", *, orders: Orders = None):
-        if isinstance(p, bool) or not isinstance(p, int) or not 1 <= p <= 4:
+        if not is_int(p, 1, 4):
             raise ValueError(f"UniPC: got p = {p!r}, expected 1, 2, 3 or 4")
         super().__init__(p, form, orders=orders)
         self.corrector = p + 1
@@ -131,7 +131,7 @@ class SASolver(_Corrected):
     source = "Xue et al. 2023, alg. 1"
 
     def __init__(self, predictor: int = 2, corrector: int = 3, tau: float | Callable[[Tensor], Tensor] | None = None):
-        if isinstance(predictor, bool) or not isinstance(predictor, int) or not 1 <= predictor <= 4:
+        if not is_int(predictor, 1, 4):
             raise ValueError(f"predictor: got {predictor!r}, expected 1, 2, 3 or 4")
         if corrector not in range(1, predictor + 2):
             raise ValueError(f"corrector: got {corrector!r}, expected an int from 1 to predictor + 1 = {predictor + 1}")

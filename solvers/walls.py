@@ -14,9 +14,8 @@ Oblique    the reflected point                   reflects along a direction of e
 =========  ====================================  =========================================  =====================
 
 Defaults: ``Project`` for ODEs (with a score that points through the wall it is by far the best for multistep rules and never worse for
-others, with s·n = 0 all walls agree);
-``Cover`` for stochastic multi-stage and multistep rules on a FoldedDomain (a fold in mid-run cuts their history to order 1);
-``Reflect`` otherwise. ``benchmarks/walls.py`` prints the comparison behind them.
+others, with s·n = 0 all walls agree); ``Cover`` for stochastic multi-stage and multistep rules on a FoldedDomain (a fold in mid-run cuts
+their history to order 1); ``Reflect`` otherwise. ``benchmarks/walls.py`` prints the comparison behind them.
 
 Sources: projection has order ½ (Asmussen, Glynn & Pitman 1995), symmetrised Euler order 1, oblique directions too (Bossy, Gobet & Talay
 2004), penalisation (ln n/n)^½ on polyhedra, ^¼ on other convex sets (Słomiński 2012).
@@ -78,6 +77,10 @@ class Cover(Wall):
     Needs a :class:`FoldedDomain`. Stochastic multi-stage and multistep rules need it for their order, because a fold in
     mid-run cuts their history.
     """
+
+    def check(self, domain: Domain) -> None:
+        if not isinstance(domain, FoldedDomain):
+            raise TypeError(f"wall: got Cover() on {domain!r}, which has no covering space; use Reflect() or Project()")
 
     def evaluate(self, domain: Domain, field: Field, u: Tensor, t: Tensor, start: Tensor | None) -> Tensor:
         return _folded(domain, field, u, t)
@@ -162,6 +165,11 @@ class Oblique(Wall):
 
     def __repr__(self) -> str:
         return f"Oblique({self.domain!r}, …)"
+
+    def check(self, domain: Domain) -> None:
+        # by what they are made of: the representation of a polytope leaves its walls out
+        if domain.config() != self.domain.config():
+            raise ValueError(f"wall: got directions for the walls of {self.domain!r}, expected those of {domain!r}")
 
     def evaluate(self, domain: Domain, field: Field, u: Tensor, t: Tensor, start: Tensor | None) -> Tensor:
         return field(u if start is None else self.settle(domain, start, u), t)

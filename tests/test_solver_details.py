@@ -326,6 +326,14 @@ def test_directions_belong_to_one_domain() -> None:
     process = Diffusion(Simplex(3), VE())
     with pytest.raises(ValueError, match="directions for the walls of Hypercube"):
         sample(process, lambda x, t: -x, EulerMaruyama(), karras(process, 4), shape=2, seed=0, wall=wall)
+    # two polytopes that read alike are two polytopes
+    rows = [[1, 0], [0, 1], [-1, 0], [0, -1]]
+    one, other = Polytope(rows, [1, 1, 0, 0]), Polytope(rows, [1, 2, 0, 0])
+    assert repr(one) == repr(other)
+    wall = Oblique(one, [[-1.0, 0.1], [0.0, -1.0], [1.0, 0.0], [0.0, 1.0]])
+    process = Diffusion(other, VE())
+    with pytest.raises(ValueError, match="directions for the walls of Polytope"):
+        sample(process, lambda x, t: -x, EulerMaruyama(), karras(process, 4), shape=2, seed=0, wall=wall)
 
 
 def test_samples_given_up_on_the_way_are_not_denoised() -> None:

@@ -216,6 +216,7 @@ def _apply(
     z, weights = _normal_quadrature(centre.numpy(), spread.numpy(), low, high)
     start = x[:, None].expand(z.shape).reshape(-1)
     settled = equation.settle(start.reshape(-1, *event), move(start, z.reshape(-1)).reshape(-1, *event))
+    # what the cover leaves outside is folded: a rule without history does not notice when
     if not isinstance(equation.wall, Cover) and not bool(equation.domain.contains(settled).all()):
         raise ValueError(
             f"expectation: got {equation.wall!r}, which leaves states outside the domain, expected a wall that settles them inside"
