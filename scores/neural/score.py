@@ -59,27 +59,36 @@ class NeuralScore(nn.Module):
     def at_level(self, x: Tensor, sigma: Tensor, **condition: Any) -> Tensor:
         """The score of the heat flow itself, X at noise level σ, where no scale enters; σ broadcasts over the batch. Where the parts of
         a product have schedules of their own, σ is the level of the first, and theirs are those of the same time."""
+        return self.with_extra(x, sigma, **condition)[0]
+
+    def with_extra(self, x: Tensor, sigma: Tensor, **condition: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """(score of X, what else the network answers): of an output ``[B, m·C, …]`` for inputs ``[B, C, …]`` the first C channels make the
+        score, the m − 1 others, each of x's shape, are handed out as they are: a variance, a second moment. σ as in ``at_level``."""
         if x.numel() == 0:
-            return torch.zeros_like(x)
+            return torch.zeros_like(x), ()
         event = self.process.domain.event_shape
         batch = x.shape[: x.dim() - len(event)]
         flat, sigma = x.reshape(-1, *event), sigma.expand(batch).reshape(-1)
         level = self.process.event_sigma(sigma)
         condition = {k: _flatten(v, batch) for k, v in condition.items()}
-        raw = self._raw(self.preconditioning.inputs(flat, level), self.preconditioning.c_noise(sigma), condition)
-        return self.preconditioning.score(raw, flat, level).reshape(x.shape)
+        raw, *extra = self._raw(
+            self.preconditioning.inputs(flat, level), self.preconditioning.c_noise(sigma), condition
+        )
+        score = self.preconditioning.score(raw, flat, level).reshape(x.shape)
+        return score, tuple(part.reshape(x.shape) for part in extra)
 
-    def _raw(self, inputs: Tensor, c_noise: Tensor, condition: dict[str, Any]) -> Tensor:
+    def _raw(self, inputs: Tensor, c_noise: Tensor, condition: dict[str, Any]) -> tuple[Tensor, ...]:
         network = self.ema if self.use_ema and self.ema is not None else self.network
         dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), inputs.dtype)
         # a noise level rounded to bfloat16 would be another level
         raw = network(inputs.to(dtype), c_noise.to(torch.promote_types(dtype, torch.float32)), **condition)
-        if raw.shape != inputs.shape:
+        m = _multiple(raw.shape, inputs.shape)
+        if not m:
             raise ValueError(
                 f"network: got an output of shape {tuple(raw.shape)} for an input of shape {tuple(inputs.shape)}, expected the "
-                "same shape"
+                "same shape, or a multiple of it along dimension 1"
             )
-        return raw.to(inputs.dtype)
+        return raw.to(inputs.dtype).chunk(m, 1) if m > 1 else (raw.to(inputs.dtype),)
 
     def rows(self, index: Tensor) -> NeuralScore:
         """The score of some rows of a batch: itself, for a network looks at each row by itself."""
@@ -183,6 +192,15 @@ class NeuralScore(nn.Module):
         if file.header["ema"]:
             self.track_ema().load_state_dict(file.part("ema"))
             self.use_ema = True
+
+
+def _multiple(output: torch.Size, shape: torch.Size) -> int:
+    """m where an output is m inputs side by side along dimension 1; 0 where it is not."""
+    if output == shape:
+        return 1
+    if len(output) != len(shape) or len(shape) < 2 or output[:1] + output[2:] != shape[:1] + shape[2:]:
+        return 0
+    return output[1] // shape[1] if output[1] % shape[1] == 0 else 0
 
 
 def _flatten(value: Any, batch: torch.Size) -> Any:
