@@ -43,7 +43,8 @@ from carom.scores.neural import (
 from carom.scores.neural.divergence import exact_diagonal, sliced_diagonal
 from carom.scores.neural.forward import steps_for
 from carom.scores.neural.objectives import carried_forth
-from carom.scores.neural.preconditioning import bounding_box, damp_walls, default_preconditioning
+from carom.scores.neural.preconditioning_registry import default_preconditioning
+from carom.scores.neural.reflected import bounding_box, damp_walls
 
 DOUBLE = torch.float64
 

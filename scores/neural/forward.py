@@ -8,6 +8,7 @@ order 1 in h²). Steps are symmetric in their two ends, so the uniform law is ke
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -59,9 +60,9 @@ def unchecked(
     sigma: Tensor,
     generator: torch.Generator | None = None,
     steps: int | None = None,
-    largest: float | None = None,
+    largest: Callable[[], float] | None = None,
 ) -> Tensor:
-    """The same for loops over values that were checked before; who knows the ``largest`` σ spares its reading."""
+    """The same for loops over values that were checked before; who can tell the ``largest`` σ spares its reading."""
     if isinstance(domain, FoldedDomain):
         return domain.fold(x0 + expand_right(sigma, len(domain.event_shape)) * normal(x0, sigma, domain, generator))[0]
     if isinstance(domain, Product):
@@ -69,8 +70,10 @@ def unchecked(
         return domain.join(*(unchecked(part, x, sigma, generator, steps, largest) for part, x in parts))
     if not isinstance(domain, KernelDomain):
         sigma = sigma.clamp(max=_MIXED * domain.width)
-        largest = float(sigma.max()) if largest is None else min(largest, _MIXED * domain.width)
-        return _walk(domain, x0, sigma, steps or steps_for(domain, largest), generator)
+        if not steps:
+            top = float(sigma.max()) if largest is None else min(largest(), _MIXED * domain.width)
+            steps = steps_for(domain, top)
+        return _walk(domain, x0, sigma, steps, generator)
     if not domain.sigma_min:
         return domain.unchecked_kernel(x0, sigma).sample(generator=generator)
     far = domain.unchecked_kernel(x0, sigma.clamp(min=domain.sigma_min)).sample(generator=generator)

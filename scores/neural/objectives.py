@@ -11,63 +11,38 @@ objective                     domains                          per sample       
 ============================  ===============================  =====================  ==========================================
 DenoisingScoreMatching        with a heat kernel               one kernel score       least: t is of the size of the score itself
 LatentImageScoreMatching      that fold                        one fold               t = ±z/σ, however small the score
+ConditionalFlowMatching       that fold                        one fold               the same target, in units of a velocity
+ExplicitScoreMatching         whose forward process runs       one score of another   none but that of x
 ImplicitScoreMatching         that know their walls            a backward pass/axis   that of the divergence
 SlicedScoreMatching           that know their walls            a backward pass/probe  more, by the probes
 ============================  ===============================  =====================  ==========================================
+
+The variational bounds (``vdm``, ``ddpm``), matching of higher orders (``high_order``) and covariances (``covariance``) have files of
+their own. What a loss weighs, levels and weights, is in ``levels``.
 
 Vincent 2011 (denoising), Hyvärinen 2005 (implicit), Song et al. 2019 (sliced); walls: Hyvärinen 2007, Lou & Ermon 2023.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ...domains import FoldedDomain, KernelDomain
-from ...domains.tensors import batch_shape, check_event, expand_right, number
-from .divergence import exact_diagonal, sliced_diagonal, slope
+from ...domains import Domain, FoldedDomain, KernelDomain
+from ...domains.tensors import batch_shape, check_event, expand_right
+from ...processes import Diffusion, FlowMatching
+from .divergence import slope
 from .forward import normal, unchecked
-from .preconditioning import can_damp, damp_walls
+from .levels import Constant, Levels, LogNormal, LogUniform, MinSNR, UniformTime, default_levels, stratified
 
 if TYPE_CHECKING:
-    from ...processes import Diffusion
     from .score import NeuralScore
-
-
-class Levels(Protocol):
-    """A law of noise levels, by its quantile function."""
-
-    def quantile(self, u: Tensor) -> Tensor:
-        """σ at probabilities u in [0, 1): the same shape."""
-
-
-@dataclass(frozen=True)
-class LogUniform:
-    """ln σ uniform between ln ``low`` and ln ``high``."""
-
-    low: float
-    high: float
-
-    def __post_init__(self) -> None:
-        number(self.high, "high", low=number(self.low, "low", open_low=True, low=0.0), open_low=True)
-
-    def quantile(self, u: Tensor) -> Tensor:
-        return self.low * (self.high / self.low) ** u
-
-
-def stratified(shape: torch.Size, like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Uniforms in [0, 1), one in each of n equal strata, in random order: each is uniform, and the batch covers them all."""
-    n = shape.numel()
-    device = like.device if generator is None else generator.device
-    order = torch.randperm(n, generator=generator, device=device)
-    shift = torch.rand((), generator=generator, device=device, dtype=like.dtype)
-    # (i + shift)/n < 1 but for rounding, which remainder catches
-    return ((order.to(like.dtype) + shift) / n).remainder(1).reshape(shape).to(like.device)
 
 
 class Terms(NamedTuple):
@@ -92,7 +67,7 @@ class Objective(ABC):
         return self.terms(score, x0, generator, **condition).loss.mean()
 
 
-class _ScoreMatching(Objective):
+class ScoreMatching(Objective):
     """What the objectives here have in common: levels, units, weights and the mean over an event."""
 
     levels: Levels | None
@@ -109,8 +84,16 @@ class _ScoreMatching(Objective):
             )
         event = score.process.domain.event_shape
         check_event(x0, event, "x0")
-        levels = self.levels or default_levels(score.process)
+        levels = self.levels or self.default(score.process)
         return levels.quantile(stratified(batch_shape(x0, event), x0, generator))
+
+    def default(self, process: Diffusion) -> Levels:
+        """The levels where none are given."""
+        return default_levels(process)
+
+    def _largest(self, score: NeuralScore) -> float:
+        """The largest σ there is, from the law: the batch may be on a GPU."""
+        return float((self.levels or self.default(score.process)).quantile(torch.ones((), dtype=torch.float64)))
 
     def _end(self, sigma: Tensor, loss: Tensor) -> Terms:
         """The mean of a loss ``[*batch, *event]`` over the event, weighted."""
@@ -127,17 +110,30 @@ def noise_unit(score: NeuralScore, sigma: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class DenoisingScoreMatching(_ScoreMatching):
+class DenoisingScoreMatching(ScoreMatching):
     r""":math:`E_σ\, w(σ)\,\tfrac1d |(score(x, σ) - target) / u(σ)|^2`, u the unit of the preconditioning.
 
     In these units the network regresses on a target of mean square 1, so every σ weighs the same: on a box u² is the Fisher
     information of the kernel, and a score of zero has loss 1 on uniform data; in R^d this is EDM's λ(σ) = 1/c_out², and F = 0 has
     loss 1 on data N(mean, sigma_data²). What the best score leaves is a property of the data.
 
+    The losses of the literature are choices of levels, weight and unit, made by the class methods:
+
+    ===================  =====================  ======  =============  ===============================================
+    ..                   levels                 unit    weight         source
+    ===================  =====================  ======  =============  ===============================================
+    the default          ln σ uniform           u(σ)    1
+    ``simple(p)``        t uniform              1/σ     1              Ho et al. 2020, eq. 14: the error in ε
+    ``likelihood(p)``    ln σ uniform           1/σ     ln(σ₁/σ₀)      Song et al. 2021b, eq. 7, importance-sampled
+    ``min_snr(p)``       t uniform              1/σ     min(1, γσ²)    Hang et al. 2023
+    ``edm()``            ln σ normal            u(σ)    1              Karras et al. 2022, table 1
+    ===================  =====================  ======  =============  ===============================================
+
     Args:
         levels: the law of σ; by default ln σ uniform on [sigma_min, sigma_max] of the process. Drawn in strata, so that each batch
             covers all levels.
         weight: w, a function of σ ``[*batch]``; 1 by default.
+        unit: "network" for u, "noise" for 1/σ, in which the loss is the error in ε = −σ·score, on walls too.
 
     Needs a domain with a heat kernel in closed form (``KernelDomain``). No value is read on the way: no host sync.
     Vincent 2011; on domains Lou & Ermon 2023, §4.2, whose regression target this is.
@@ -145,7 +141,39 @@ class DenoisingScoreMatching(_ScoreMatching):
 
     levels: Levels | None = None
     weight: Callable[[Tensor], Tensor] | None = None
+    unit: Literal["network", "noise"] = "network"
     by_part: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.unit not in ("network", "noise"):
+            raise ValueError(f"unit: got {self.unit!r}, expected 'network' or 'noise'")
+
+    @classmethod
+    def simple(cls, process: Diffusion) -> DenoisingScoreMatching:
+        """L_simple: the error in ε, t uniform; over the levels of the table where the schedule is ``Discrete``."""
+        return cls(UniformTime.of(process), None, "noise")
+
+    @classmethod
+    def likelihood(cls, process: Diffusion) -> DenoisingScoreMatching:
+        r"""The weight g² of maximum likelihood, with times drawn in proportion to g²/std²: what the bound on −log p_0 has of the score.
+
+        .. math:: \tfrac12\int g^2\,E|score_x - target_x|^2 dt = \int E|σ (score_X - target_X)|^2\,d\ln σ = d·loss
+
+        for every schedule, for g² dt = s² d(σ²) and the score of x = sX is that of X by s: in nats, d the size of the event, the
+        integral (not the mean) over t, between sigma_min and sigma_max. On walls likewise.
+        """
+        low, high = process.schedule.sigma_min, process.schedule.sigma_max
+        return cls(LogUniform(low, high), Constant(math.log(high / low)), "noise")
+
+    @classmethod
+    def min_snr(cls, process: Diffusion, gamma: float = 5.0) -> DenoisingScoreMatching:
+        """L_simple with easy levels, where SNR = 1/σ² > γ, weighed down as 1/SNR."""
+        return cls(UniformTime.of(process), MinSNR(gamma), "noise")
+
+    @classmethod
+    def edm(cls, mean: float = -1.2, std: float = 1.2) -> DenoisingScoreMatching:
+        """Unit weight in the preconditioning's units, ln σ normal; see :class:`LogNormal` for data of another width."""
+        return cls(LogNormal(mean, std))
 
     def terms(
         self, score: NeuralScore, x0: Tensor, generator: torch.Generator | None = None, **condition: Any
@@ -158,13 +186,14 @@ class DenoisingScoreMatching(_ScoreMatching):
             )
         sigma = self._begin(score, x0, generator)
         x, target = score.process.heat_flow(x0, sigma).sample_with_target(generator=generator)
-        unit = score.preconditioning.unit(score.process.event_sigma(sigma))
+        level = score.process.event_sigma(sigma)
+        unit = score.preconditioning.unit(level) if self.unit == "network" else 1 / level
         residual = (score.at_level(x, sigma, **condition) - target) / unit
         return self._end(sigma, residual.square())
 
 
 @dataclass(frozen=True)
-class LatentImageScoreMatching(_ScoreMatching):
+class LatentImageScoreMatching(ScoreMatching):
     r""":math:`E_σ\, w(σ)\,\tfrac1d |(score(x, σ) - target) / v(σ)|^2` on the covering space of a domain that folds.
 
     The unfolded point u = x_0 + σz is kept: with x = W u the fold and W's linear part, target = −W z/σ, whose mean given x and x_0
@@ -185,20 +214,102 @@ class LatentImageScoreMatching(_ScoreMatching):
     def terms(
         self, score: NeuralScore, x0: Tensor, generator: torch.Generator | None = None, **condition: Any
     ) -> Terms:
-        domain = score.process.domain
-        if not isinstance(domain, FoldedDomain):
-            raise TypeError(
-                f"LatentImageScoreMatching: got {domain!r}, whose reflection is no folding, expected a FoldedDomain such as "
-                "Hypercube or Simplex; use ImplicitScoreMatching"
-            )
+        domain = _folds(score.process.domain, self)
         sigma = self._begin(score, x0, generator)
-        level = expand_right(sigma, len(domain.event_shape))
-        z = normal(x0, sigma, domain, generator)
-        with torch.no_grad():
-            x, back = domain.fold(x0 + level * z)
-        target = carried_forth(back, -z) / level
+        level, x, target = latent_image(domain, x0, sigma, generator)
         residual = (score.at_level(x, sigma, **condition) - target) / noise_unit(score, level)
         return self._end(sigma, residual.square())
+
+
+@dataclass(frozen=True)
+class ConditionalFlowMatching(ScoreMatching):
+    r""":math:`E\,\tfrac1d |v_θ - v|^2`, v the velocity of the path from x_0 to noise, :math:`v_θ` that of the flow with this score.
+
+    In R^d the path is (1 − t) x_0 + t ε, v = ε − x_0 and t = σ/(1 + σ); then :math:`v_θ - v = -σ(1 + σ)(score - target)` in
+    coordinates of the heat flow, whatever the schedule and whatever the network predicts; with :class:`VelocityPreconditioning` it
+    predicts :math:`v_θ` itself. On a domain that folds the path is x_σ = fold(x_0 + σz), whose velocity dx/dσ = W z is the latent image's;
+    :math:`v_θ = -σ·score`, and :class:`ReflectedVelocity` makes the network predict it.
+
+    Args:
+        levels: by default t uniform over the range of the process, on bounded domains ln σ uniform. :class:`LogitNormalTime` is the
+            other usual choice.
+        weight: w, a function of σ ``[*batch]``; 1 by default.
+
+    Its minimiser is the score itself: the mean of v given x is the velocity of the probability flow. Needs a ``FoldedDomain``, of which
+    ``Euclidean`` is the plainest. Lipman et al. 2023, eq. 9; Liu et al. 2023, eq. 1.
+    """
+
+    levels: Levels | None = None
+    weight: Callable[[Tensor], Tensor] | None = None
+
+    def default(self, process: Diffusion) -> Levels:
+        if process.domain.bounded:
+            return default_levels(process)
+        low, high = process.schedule.sigma_min, process.schedule.sigma_max
+        return UniformTime(FlowMatching(), low / (1 + low), high / (1 + high))
+
+    def terms(
+        self, score: NeuralScore, x0: Tensor, generator: torch.Generator | None = None, **condition: Any
+    ) -> Terms:
+        domain = _folds(score.process.domain, self)
+        sigma = self._begin(score, x0, generator)
+        level, x, target = latent_image(domain, x0, sigma, generator)
+        speed = level if domain.bounded else level * (1 + level)
+        residual = (score.at_level(x, sigma, **condition) - target) * speed
+        return self._end(sigma, residual.square())
+
+
+@dataclass(frozen=True)
+class ExplicitScoreMatching(ScoreMatching):
+    r""":math:`E_σ\, w(σ)\,\tfrac1d |(score - s)(x, σ) / u(σ)|^2` with a known score s for a target: what the others estimate.
+
+    Args:
+        target: s, any score (x, t) of the same process: a closed form to test with, or a large model to distil. It is called without
+            gradients, and with the condition if ``pass_condition``.
+        levels, weight: as for denoising.
+        steps: of the simulation where the domain has neither kernel nor fold, see :func:`simulate`.
+
+    Any domain whose forward process can be run. Hyvärinen 2005, eq. 2.
+    """
+
+    target: Callable[..., Tensor]
+    levels: Levels | None = None
+    weight: Callable[[Tensor], Tensor] | None = None
+    steps: int | None = None
+    pass_condition: bool = False
+
+    def terms(
+        self, score: NeuralScore, x0: Tensor, generator: torch.Generator | None = None, **condition: Any
+    ) -> Terms:
+        process = score.process
+        sigma = self._begin(score, x0, generator)
+        with torch.no_grad():
+            x = unchecked(process.domain, x0, sigma, generator, self.steps, lambda: self._largest(score))
+            level = process.event_level(process.schedule.time(sigma.double()).to(sigma.dtype))
+            target = level.scale * self.target(level.scale * x, level.t, **(condition if self.pass_condition else {}))
+        unit = score.preconditioning.unit(process.event_sigma(sigma))
+        residual = (score.at_level(x, sigma, **condition) - target) / unit
+        return self._end(sigma, residual.square())
+
+
+def latent_image(
+    domain: FoldedDomain, x0: Tensor, sigma: Tensor, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(σ in broadcast form, x = W u + c the fold of u = x0 + σz, −W z/σ), σ ``[*batch]``."""
+    level = expand_right(sigma, len(domain.event_shape))
+    z = normal(x0, sigma, domain, generator)
+    with torch.no_grad():
+        x, back = domain.fold(x0 + level * z)
+    return level, x, carried_forth(back, -z) / level
+
+
+def _folds(domain: Domain, objective: Objective) -> FoldedDomain:
+    if not isinstance(domain, FoldedDomain):
+        raise TypeError(
+            f"{type(objective).__name__}: got {domain!r}, whose reflection is no folding, expected a FoldedDomain such as "
+            "Hypercube or Simplex; use ImplicitScoreMatching"
+        )
+    return domain
 
 
 def carried_forth(back: Callable[[Tensor], Tensor], vector: Tensor) -> Tensor:
@@ -207,99 +318,3 @@ def carried_forth(back: Callable[[Tensor], Tensor], vector: Tensor) -> Tensor:
     with torch.enable_grad():
         v = torch.zeros_like(vector).requires_grad_()
         return slope((back(v) * vector.detach()).sum(), v)
-
-
-class _Implicit(_ScoreMatching):
-    """Implicit score matching, by whatever gives the diagonal of the Jacobian."""
-
-    steps: int | None
-
-    @abstractmethod
-    def _diagonal(self, value: Tensor, x: Tensor, ndim: int, keep: bool, generator: torch.Generator | None) -> Tensor:
-        """∂_i value_i or an estimate of it, ``[*batch, *event]``; differentiable if ``keep``."""
-
-    def terms(
-        self, score: NeuralScore, x0: Tensor, generator: torch.Generator | None = None, **condition: Any
-    ) -> Terms:
-        domain, damped = score.process.domain, score.preconditioning.damped
-        if not (damped or can_damp(domain)):
-            raise TypeError(
-                f"{type(self).__name__}: got {domain!r}, which does not know its walls, expected a domain with "
-                "boundary_distance(x), for without damping at the walls the loss has a boundary term; define it on the domain"
-            )
-        sigma = self._begin(score, x0, generator)
-        level = expand_right(sigma, len(domain.event_shape))
-        with torch.no_grad():
-            x = unchecked(domain, x0, sigma, generator, self.steps, self._largest(score))
-        keep = torch.is_grad_enabled()
-        with torch.enable_grad():
-            x = x.detach().requires_grad_()
-            value = score.at_level(x, sigma, **condition)
-            flux = value if damped else damp_walls(domain, x, value, level)
-            diagonal = self._diagonal(flux, x, len(domain.event_shape), keep, generator)
-            loss = (value * flux + 2 * diagonal) / noise_unit(score, level) ** 2
-        return self._end(sigma, loss if keep else loss.detach())
-
-    def _largest(self, score: NeuralScore) -> float:
-        """The largest σ there is, from the law: the batch may be on a GPU."""
-        return float((self.levels or default_levels(score.process)).quantile(torch.ones((), dtype=torch.float64)))
-
-
-@dataclass(frozen=True)
-class ImplicitScoreMatching(_Implicit):
-    r""":math:`E_σ\, w(σ)\,\tfrac1d \big(|score|^2 + 2 \nabla·score\big)(x, σ) / v(σ)^2`: no kernel, no target, any domain with walls.
-
-    It is denoising score matching less a constant, if the score has no flux through the walls: :math:`\oint p_σ\,score·n = 0`. A
-    preconditioning that damps (``Reflected(wall=True)``) sees to that. For any other score s the loss is that of a damped metric,
-
-    .. math:: s·G s + 2 \nabla·(G s) = |G^{1/2}(s - \nabla \log p_σ)|^2 + const \quad\text{in the mean,}
-
-    with G the identity away from the walls and 0 along their normals at them (``domain.damp`` over a thin layer): the best s is
-    :math:`\nabla \log p_σ` itself. Damping s in both terms would instead teach s to be too large near walls.
-
-    Args:
-        levels: as for denoising.
-        weight: w, a function of σ ``[*batch]``; 1 by default. Units v = 1/σ on bounded domains, see :func:`noise_unit`.
-        steps: of the simulation where the domain has neither kernel nor fold; by default what the largest level needs, see
-            :func:`simulate`. It costs as many reflections, without derivatives.
-
-    The divergence is exact: one backward pass per axis of the event, so for events of a few dimensions; beyond,
-    :class:`SlicedScoreMatching`. On a torus the network itself must be periodic, or its jump is a boundary term that nothing sees.
-    Needs a domain that defines ``boundary_distance`` or ``damp``, and a score that looks at each row by itself.
-    Hyvärinen 2005, eq. 4; weights that vanish at walls: Hyvärinen 2007, §3.
-    """
-
-    levels: Levels | None = None
-    weight: Callable[[Tensor], Tensor] | None = None
-    steps: int | None = None
-
-    def _diagonal(self, value: Tensor, x: Tensor, ndim: int, keep: bool, generator: torch.Generator | None) -> Tensor:
-        return exact_diagonal(value, x, ndim, keep)
-
-
-@dataclass(frozen=True)
-class SlicedScoreMatching(_Implicit):
-    """:class:`ImplicitScoreMatching` with Hutchinson's estimate of the divergence: one backward pass per probe at any dimension.
-
-    Args: levels, weight, steps: as there. probes: how many random sign vectors per sample.
-
-    The same mean, with more noise; more probes pay where the off-diagonal Jacobian is large. Song et al. 2019, eq. 8, in the form that
-    keeps |score|² exact (their variance reduction).
-    """
-
-    levels: Levels | None = None
-    weight: Callable[[Tensor], Tensor] | None = None
-    steps: int | None = None
-    probes: int = 1
-
-    def __post_init__(self) -> None:
-        if int(self.probes) != self.probes or self.probes < 1:
-            raise ValueError(f"probes: got {self.probes!r}, expected a whole number of at least 1")
-
-    def _diagonal(self, value: Tensor, x: Tensor, ndim: int, keep: bool, generator: torch.Generator | None) -> Tensor:
-        return sliced_diagonal(value, x, self.probes, keep, generator)
-
-
-def default_levels(process: Diffusion) -> LogUniform:
-    """ln σ uniform on the range the schedule names for training."""
-    return LogUniform(process.schedule.sigma_min, process.schedule.sigma_max)

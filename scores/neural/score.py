@@ -11,12 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...domains.tensors import check_event, per_batch
+from ...domains import Euclidean
+from ...domains.tensors import check_event, expand_right, per_batch
 from ...processes import Diffusion, process_from_config
 from . import checkpoint
+from .denoisers import FinitePrediction
 from .networks import network_from_config, network_to_config
 from .objectives import DenoisingScoreMatching, Objective
-from .preconditioning import Preconditioning, default_preconditioning, preconditioning_from_config
+from .preconditioning import Preconditioning
+from .preconditioning_registry import default_preconditioning, preconditioning_from_config
 
 
 class NeuralScore(nn.Module):
@@ -24,6 +27,9 @@ class NeuralScore(nn.Module):
 
     With X = x/s(t) and σ = σ(t), the preconditioning turns ``network(c_in (X − centre), c_noise, **condition)`` into the
     score of X; dividing by s(t) gives that of x. The network computes in its own dtype, everything else in x's.
+
+    On R^d, with a preconditioning whose network predicts what stays finite at s = 0 and at σ = 0 (v or the velocity), the score offers
+    ``prediction(x, t, **condition)`` = (E[x0 | x], E[ε | x]): grids may then begin at zero signal.
 
     ``network`` holds the weights that are trained, ``ema`` (None before training) their moving average; ``use_ema`` says which
     of the two answers. Training and ``load`` set it; ``with score.ema_weights():`` sets it for a block.
@@ -47,6 +53,8 @@ class NeuralScore(nn.Module):
         self.process = process
         self.preconditioning = preconditioning or default_preconditioning(process.domain)
         self.preconditioning.check(process.domain)
+        if isinstance(process.domain, Euclidean) and isinstance(self.preconditioning, FinitePrediction):
+            self.prediction = self._prediction
 
     def forward(self, x: Tensor, t: float | Tensor, **condition: Any) -> Tensor:
         """The score at x ``[*batch, *event]``, t a number, ``[*batch]`` or ``[*batch, 1, …, 1]``: x's shape and dtype."""
@@ -89,6 +97,23 @@ class NeuralScore(nn.Module):
                 "same shape, or a multiple of it along dimension 1"
             )
         return raw.to(inputs.dtype).chunk(m, 1) if m > 1 else (raw.to(inputs.dtype),)
+
+    def _prediction(self, x: Tensor, t: float | Tensor, **condition: Any) -> tuple[Tensor, Tensor]:
+        """(E[x0 | x], E[ε | x]) of x's shape, exact at every level; t as in ``forward``."""
+        assert isinstance(self.preconditioning, FinitePrediction)
+        event = self.process.domain.event_shape
+        check_event(x, event)
+        t = expand_right(per_batch(t, x, len(event), "t"), len(event))
+        schedule, batch = self.process.schedule, x.shape[: x.dim() - len(event)]
+        scale, std = self.preconditioning.standard(schedule.scale(t), schedule.std(t))
+        ratio = torch.where(scale > std, scale / schedule.scale(t), std / schedule.std(t))
+        x = (ratio * x).reshape(-1, *event)
+        condition = {k: _flatten(v, batch) for k, v in condition.items()}
+        c_noise = self.preconditioning.c_noise(schedule.sigma(t)).expand(*batch, *(1,) * len(event)).reshape(-1)
+        raw, *_ = self._raw(x, c_noise, condition)
+        flat = (v.expand(*batch, *(1,) * len(event)).reshape(-1, *(1,) * len(event)) for v in (scale, std))
+        data, noise = self.preconditioning.prediction(raw, x, *flat)
+        return data.reshape(*batch, *event), noise.reshape(*batch, *event)
 
     def rows(self, index: Tensor) -> NeuralScore:
         """The score of some rows of a batch: itself, for a network looks at each row by itself."""
