@@ -281,7 +281,7 @@ class Discrete(VariancePreserving):
         self.t_max = len(positive) / len(table)
         #: ln σ_i by −ln ᾱ, which keeps the digits that 1/ᾱ − 1 loses near 1
         self._log_sigma = 0.5 * (-positive.log()).expm1().log()
-        self._sigma_min = float(self._log_sigma[0].exp())
+        self._range = float(self._log_sigma[0].exp()), float(self._log_sigma[-1].exp())
 
     def __repr__(self) -> str:
         return f"Discrete(<{len(self.alphas_cumprod)} levels, sigma from {self.sigma_min:.4g} to {self.sigma_max:.4g}>)"
@@ -318,7 +318,11 @@ class Discrete(VariancePreserving):
 
     @property
     def sigma_min(self) -> float:
-        return self._sigma_min
+        return self._range[0]
+
+    @property
+    def sigma_max(self) -> float:
+        return self._range[1]
 
     def sigma(self, t: Tensor) -> Tensor:
         table, position = self._log_sigma.to(t.device), t.to(torch.float64) * len(self.alphas_cumprod)
