@@ -179,6 +179,7 @@ class AffineValues(DataTransform):
     def _bin(self, level: Tensor) -> tuple[Tensor, Tensor]:
         """Both ends of the bins, in values."""
         _, _, first, last = (end.to(level.device) for end in self._ends)
+        level = level.double()
         return torch.maximum(level - 0.5, first), torch.minimum(level + 0.5, last)
 
     def log_volume(self, x: Tensor) -> Tensor:
