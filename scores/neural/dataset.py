@@ -145,9 +145,10 @@ class Data:
         on_simplex = isinstance(domain, (Simplex, RegularSimplex)) and self.event_shape != domain.event_shape
         if on_simplex and self.bins is None and between is None:
             return Probabilities(cast("Simplex | RegularSimplex", domain))
-        if self.bins is None and between is None and not (first := self.first).dtype.is_floating_point:
+        dtype = self.source.dtype if isinstance(self.source, Tensor) else self.first.dtype
+        if self.bins is None and between is None and not dtype.is_floating_point:
             raise ValueError(
-                f"data: got {first.dtype} values without their number of levels, expected bins = B for levels 0 … B − 1, or floats"
+                f"data: got {dtype} values without their number of levels, expected bins = B for levels 0 … B − 1, or floats"
             )
         return affine_values(domain, self.bins, fit=fit, between=between)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import struct
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,9 +42,10 @@ class PictureFiles(Dataset[Any]):
     def __getitem__(self, index: int) -> Tensor:
         with _opened(self.paths[index]) as picture:
             try:
-                return picture_values(picture, self.size, self.channels)
-            except OSError as error:
+                picture.load()
+            except (OSError, SyntaxError, EOFError, struct.error) as error:  # Pillow's, by format
                 raise ValueError(f"image_folder: got {str(self.paths[index])!r}, which is damaged ({error})") from None
+            return picture_values(picture, self.size, self.channels)
 
 
 def picture_values(picture: Image, size: tuple[int, int] | None = None, channels: int = 3) -> Tensor:
@@ -139,7 +141,7 @@ def _classes(folder: Path, paths: list[Path]) -> tuple[Tensor | None, tuple[str,
 
 
 def _size(size: int | tuple[int, int]) -> tuple[int, int]:
-    pair = (size, size) if isinstance(size, int) else tuple(size)
+    pair = tuple(size) if isinstance(size, Sequence) else (size, size)
     if len(pair) != 2 or not all(is_int(n, 1) for n in pair):
         raise ValueError(f"size: got {size!r}, expected a whole number of at least 1, or (height, width)")
     return pair[0], pair[1]
@@ -152,7 +154,9 @@ def _survey(paths: list[Path], size: tuple[int, int] | None, channels: int | Non
     for path in paths:
         with _opened(path) as picture:
             grey &= picture.mode in _GREY
-            turned = picture.getexif().get(0x0112, 1) >= 5  # orientations that swap height and width
+            # orientations that swap height and width; asked for its Exif data, a PNG without is decoded to the end
+            noted = picture.format != "PNG" or "exif" in picture.info
+            turned = noted and picture.getexif().get(0x0112, 1) >= 5
             found = (picture.width, picture.height) if turned else (picture.height, picture.width)
         if first is None:
             first = found

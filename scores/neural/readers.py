@@ -7,7 +7,8 @@ import math
 import os
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -23,8 +24,6 @@ Layout = Literal["HW", "HWC"]
 #: bytes up to which a set is read into memory at once, unless one says otherwise
 IN_MEMORY = 256 * 2**20
 
-# what NumPy raises at files it cannot read
-_FAILURES = (ValueError, EOFError, OSError, zlib.error, zipfile.BadZipFile)
 _GZIP = b"\x1f\x8b"
 # type code of an IDX file: how its numbers lie there, always with the high byte first
 _IDX_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
@@ -121,69 +120,78 @@ def arrays(
     Raises ``ValueError`` for anything but real numbers, and for names that are not there.
     """
     path = Path(path)
-    loaded = _open(path)
-    if isinstance(loaded, np.ndarray):
-        if x is not None or label is not None:
-            raise ValueError(f"arrays: got names of arrays for {str(path)!r}, expected them for .npz files only")
-        values, labels = loaded, None
-    elif in_memory is False:
-        raise ValueError(
-            f"in_memory: got False for {str(path)!r}, expected it for .npy files only; a .npz file is read at once"
-        )
+    labels = None
+    if _is_zip(path):
+        if in_memory is False:
+            raise ValueError(
+                f"in_memory: got False for {str(path)!r}, expected it for .npy files only; a .npz file is read at once"
+            )
+        values, labels = _read_npz(path, x, label)
+        in_memory = True
+    elif x is not None or label is not None:
+        raise ValueError(f"arrays: got names of arrays for {str(path)!r}, expected them for .npz files only")
     else:
-        with loaded:
-            values, labels = _named(loaded, path, x, label)
+        values = _mapped_npy(path)
     values = _arranged(_real(values, path), layout)
-    tensor_dtype = _native(values[:0]).dtype
     if in_memory is None:
         in_memory = values.nbytes <= IN_MEMORY
-    lazily = isinstance(loaded, np.ndarray) and not in_memory
-    source = cast(Source, ArrayRows(values)) if lazily else _native(values)
-    return Data(
-        source,
-        None if labels is None else whole_labels(labels),
-        bins=bins if bins is not None else default_bins(tensor_dtype),
-    )
+    source = _native(values) if in_memory else cast(Source, ArrayRows(values))
+    if bins is None:
+        bins = default_bins(_native(values[:0]).dtype)
+    return Data(source, None if labels is None else whole_labels(labels), bins=bins)
 
 
-def _open(path: Path) -> np.ndarray | np.lib.npyio.NpzFile:
-    # NumPy reads anything else as a pickle, and says that instead
+def _is_zip(path: Path) -> bool:
+    """Whether it is a .npz rather than a .npy file. NumPy takes anything else for a pickle, and would say that instead."""
     with open(path, "rb") as file:
         start = file.read(6)
     if not start.startswith((b"\x93NUMPY", b"PK\x03\x04")):
         raise ValueError(f"arrays: got {str(path)!r}, expected a .npy or .npz file")
+    return start.startswith(b"PK")
+
+
+@contextmanager
+def _undamaged(path: Path) -> Iterator[None]:
+    """What NumPy says of files that it cannot read, as one error that names the file."""
     try:
-        return cast(Any, np.load(path, mmap_mode="r" if start.startswith(b"\x93NUMPY") else None, allow_pickle=False))
-    except _FAILURES as error:
-        raise _damaged(path, error) from None
+        yield
+    except (ValueError, EOFError, OSError, zlib.error, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"arrays: got {str(path)!r}, which holds Python objects or is damaged ({error}); expected real numbers"
+        ) from None
 
 
-def _named(
-    file: np.lib.npyio.NpzFile, path: Path, x: str | None, label: str | None
-) -> tuple[np.ndarray, np.ndarray | None]:
-    names = list(file.files)
-    if x is None:
-        guesses = [name for name in ("label", "y") if name in names]
-        if "x" not in names or len(guesses) > 1 or set(names) - {"x", *guesses}:
-            raise ValueError(
-                f"arrays: got {str(path)!r} with arrays {', '.join(names)}; expected x and label (or y), or their names: "
-                "arrays(path, x=…, label=…)"
-            )
-        x, label = "x", label if label is not None else (guesses[0] if guesses else None)
+def _mapped_npy(path: Path) -> np.ndarray:
+    with _undamaged(path):
+        return cast(np.ndarray, np.load(path, mmap_mode="r", allow_pickle=False))
+
+
+def _read_npz(path: Path, x: str | None, label: str | None) -> tuple[np.ndarray, np.ndarray | None]:
+    with open(path, "rb") as stream:  # opened here, for NumPy leaves a damaged file open
+        with _undamaged(path):
+            file = np.load(stream, allow_pickle=False)
+        x, label = _names(file.files, path, x, label)
+        with _undamaged(path):
+            return file[x], None if label is None else file[label]
+
+
+def _names(held: Sequence[str], path: Path, x: str | None, label: str | None) -> tuple[str, str | None]:
+    """The names of values and labels: those given, or x and, next to it, at most one of label and y."""
     for name in (x, label):
-        if name is not None and name not in names:
+        if name is not None and name not in held:
             raise ValueError(
-                f"arrays: got the name {name!r}, expected one of those in {str(path)!r}: {', '.join(names)}"
+                f"arrays: got the name {name!r}, expected one of those in {str(path)!r}: {', '.join(held)}"
             )
-    try:
-        return file[x], None if label is None else file[label]
-    except _FAILURES as error:
-        raise _damaged(path, error) from None
-
-
-def _damaged(path: Path, error: Exception) -> ValueError:
-    return ValueError(
-        f"arrays: got {str(path)!r}, which holds Python objects or is damaged ({error}); expected real numbers"
+    if x is not None:
+        return x, label
+    others = [name for name in held if name not in ("x", label)]
+    if "x" in held and not others:
+        return "x", label
+    if "x" in held and label is None and others in (["label"], ["y"]):
+        return "x", others[0]
+    raise ValueError(
+        f"arrays: got {str(path)!r} with arrays {', '.join(held) or 'none'}; expected x and label (or y), or their names: "
+        "arrays(path, x=…, label=…)"
     )
 
 

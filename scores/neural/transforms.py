@@ -101,6 +101,8 @@ class AffineValues(DataTransform):
     def __post_init__(self) -> None:
         for name in ("low", "high", "first", "last"):
             object.__setattr__(self, name, _plain(getattr(self, name), name))
+        if self.bins is not None and not is_int(self.bins, 2):
+            raise ValueError(f"bins: got {self.bins!r}, expected a whole number of at least 2, or None")
         low, high, first, last = self._ends
         for name, a, b in (("low and high", low, high), ("first and last", first, last)):
             if not bool((a < b).all()):
@@ -110,8 +112,6 @@ class AffineValues(DataTransform):
         if not bool((torch.stack(self._ends).isfinite().all(0) | ~self._moved).all()):
             raise ValueError("AffineValues: got an infinite end on an axis that is mapped, expected finite ends there")
         if self.bins is not None:
-            if not is_int(self.bins, 2):
-                raise ValueError(f"bins: got {self.bins!r}, expected a whole number of at least 2, or None")
             top = self.bins - 1
             if not bool(((first >= -0.5) & (first <= 0) & (last >= top) & (last <= top + 0.5)).all()):
                 raise ValueError(
@@ -132,7 +132,7 @@ class AffineValues(DataTransform):
 
     @cached_property
     def log_det(self) -> Tensor:
-        """ln dx/dv of each axis: float64, 0-d where all axes agree."""
+        """ln dx/dv of each axis: float64, 0-d or of the walls' shape."""
         low, high, first, last = self._ends
         ratio = torch.where(self._moved, (high - low) / (last - first), 1.0)
         return ratio.log()
