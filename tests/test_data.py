@@ -51,6 +51,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 
 from data import emoji as emoji_set
 from data.jaspar import main as jaspar_main
+from data.palettes import palettes
 
 BOX = Hypercube((3,), low=[0.0, -1.0, 0.1], high=[1.0, 3.0, 0.7])
 FITS = ("levels", "bins")
@@ -333,6 +334,11 @@ def test_a_split_is_the_tensors_split_with_the_labels_along():
     index = again._rows
     assert torch.equal(again.labels, data.labels[index]) and torch.equal(again.values, data.values[index])
     assert again.classes == data.classes and again.bins == 17
+    threes = held_out.take(held_out.labels == 3)
+    assert len(threes) > 20 and torch.equal(threes.values, held_out.values[held_out.labels == 3])
+    assert torch.equal(held_out.take(torch.tensor([-1])).values, held_out.values[-1:])
+    with pytest.raises(IndexError):
+        held_out.take(torch.tensor([len(held_out)]))
 
 
 def test_digits_come_with_their_labels():
@@ -825,6 +831,20 @@ def test_emoji_have_their_mass_on_the_wall():
     assert len(x.flatten(1).unique(dim=0)) == len(x)
     assert 0.3 < (x == 255).double().mean() < 0.45  # measured 40 % at 32 × 32
     Data(x).on(Hypercube((3, 16, 16)))
+
+
+def test_palettes_are_five_colours_each(tmp_path):
+    file = tmp_path / "1000.json"
+    file.write_text(json.dumps([["#69d2e7", "#a7dbd8", "#e0e4cc", "#f38630", "#fa6900"], ["#000000"] * 5]))
+    values = palettes(file)
+    assert values[0, :4].tolist() == [0x69, 0xD2, 0xE7, 0xA7] and values.shape == (2, 15) and not values[1].any()
+    Data(values).on(Hypercube((15,)))
+    for wrong in ([["#69d2e7"]], [["red"] * 5], {"a": 1}, [[1] * 5], []):
+        file.write_text(json.dumps(wrong))
+        with pytest.raises(ValueError, match="expected a list of palettes of five colours"):
+            palettes(file)
+    with pytest.raises(FileNotFoundError, match="npm pack nice-color-palettes"):
+        palettes(tmp_path / "nowhere.json")
 
 
 def test_jaspar_as_a_script_skips_with_its_hint(monkeypatch, capsys):

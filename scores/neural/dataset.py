@@ -35,7 +35,7 @@ class Data:
     Args:
         source: a tensor of any real dtype, or a map-style dataset whose items are values ``[*event]`` or (values, label); a dataset is
             read when its rows are asked for.
-        labels: int64 ``[N]``, or None. Labels of a dataset's items take their place.
+        labels: int64 ``[N]``, or None; then the labels of a dataset's items count, where it has any.
         classes: names of the labels 0, 1, …, or None.
         bins: B where values are the whole numbers 0 … B − 1; None where they are continuous. 256 by itself for 8-bit tensors and 65536 for
             unsigned 16-bit ones.
@@ -92,7 +92,8 @@ class Data:
         return self.read(torch.arange(len(self)))[0]
 
     def take(self, index: Tensor) -> Data:
-        """The rows ``index``, labels with them; nothing is read or copied."""
+        """The rows ``index``, numbers or a mask ``[N]``, labels with them; nothing is read or copied."""
+        index = torch.arange(len(self))[index]
         rows = index if self._rows is None else self._rows[index]
         labels = None if self.labels is None else self.labels[index]
         return dataclasses.replace(self, labels=labels, _rows=rows)
