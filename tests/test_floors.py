@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = {"domains": 1, "processes": 2, "solvers": 3, "scores": 4, "validation": 5, "carom": 6}
 SOURCES = sorted(path for folder in FLOORS for path in (ROOT / folder).rglob("*.py"))
 # Extras: a user who has not asked for them must be able to import everything.
-OPTIONAL = ("matplotlib", "sklearn", "accelerate", "diffusers", "hypothesis", "pytest")
+OPTIONAL = ("matplotlib", "sklearn", "PIL", "accelerate", "diffusers", "hypothesis", "pytest")
 # Modules whose files run code when they are read.
 UNPICKLERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 

@@ -1,8 +1,11 @@
 """Binding profiles of transcription factors (JASPAR 2024): columns of four base frequencies, 59,257 points of the simplex.
 
 The data come with the package pyjaspar (code MIT; the data set has terms of its own, and is not redistributed here).
+``python jaspar.py FILE.npz`` writes the columns where ``carom.scores.neural.load_data(FILE.npz)`` reads them. One entry in seven is exactly
+zero: a point on a wall, which a simplex holds as it is.
 """
 
+import argparse
 import sqlite3
 from contextlib import closing
 from importlib.util import find_spec
@@ -31,10 +34,20 @@ def jaspar() -> Tensor:
     return torch.from_numpy(counts / counts.sum(1, keepdims=True))
 
 
-if __name__ == "__main__":
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments.add_argument("file", nargs="?", type=Path, help="a .npz file to write; nothing is written without")
+    file = arguments.parse_args().file
     try:
         p = jaspar()
     except ImportError as error:
         raise SystemExit(f"skipped: {error}") from None
     zeros = (p == 0).double().mean()
     print(f"{len(p)} points of the simplex of 4 categories; {zeros:.1%} of the entries are zero")
+    if file is not None:
+        np.savez_compressed(file, x=p.numpy())
+        print(f"written to {file}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,7 @@
 """Neural scores: networks, preconditionings, objectives, training and the file they are kept in."""
 
-from .data import digits, split
+from .data import digits, fashion_mnist, load_data, mnist, split, to_domain
+from .dataset import Data, DomainDataset, from_dataset
 from .denoisers import (
     DenoiserPreconditioning,
     EDMPreconditioning,
@@ -22,16 +23,23 @@ from .objectives import (
     Objective,
     Terms,
 )
+from .pictures import image_folder
 from .preconditioning import Preconditioning
+from .readers import arrays, idx
 from .reflected import Reflected, ReflectedVelocity
 from .score import NeuralScore
 from .training import TrainingResult, train
+from .transforms import AffineValues, DataTransform, Probabilities, affine_values, transform_from_config
 
 __all__ = [
+    "AffineValues",
     "ConditionalFlowMatching",
     "Constant",
+    "Data",
+    "DataTransform",
     "DenoiserPreconditioning",
     "DenoisingScoreMatching",
+    "DomainDataset",
     "EDMPreconditioning",
     "ExplicitScoreMatching",
     "IDDPMPreconditioning",
@@ -47,6 +55,7 @@ __all__ = [
     "NeuralScore",
     "Objective",
     "Preconditioning",
+    "Probabilities",
     "Reflected",
     "ReflectedVelocity",
     "SlicedScoreMatching",
@@ -59,9 +68,19 @@ __all__ = [
     "VPPreconditioning",
     "VPredictionPreconditioning",
     "VelocityPreconditioning",
+    "affine_values",
+    "arrays",
     "digits",
+    "fashion_mnist",
+    "from_dataset",
+    "idx",
+    "image_folder",
+    "load_data",
+    "mnist",
     "register_network",
     "simulate",
     "split",
+    "to_domain",
     "train",
+    "transform_from_config",
 ]
