@@ -1,8 +1,8 @@
 """The file a neural score travels in: one safetensors file, tensors and a JSON header, nothing that runs code.
 
 Metadata: ``format``, the kind of the model, ``version``, ``header`` (JSON). Tensors: ``network.*``, ``ema.*`` and, while training
-goes on, ``training.*`` and the ``objective.*`` of an objective that learns. Written to a temporary file in the same folder and moved into place: a reader or a crash never meets
-half a file.
+goes on, ``training.*`` and the ``objective.*`` of an objective that learns. Written to a temporary file in the same folder and moved
+into place: a reader or a crash never meets half a file.
 """
 
 from __future__ import annotations

@@ -100,11 +100,12 @@ class Trainable(nn.Module, ABC):
         """ema ← decay·ema + (1 − decay)·network; buffers are copied. A decay in a 0-d tensor is not read: no host sync."""
         if self.ema is None:
             raise RuntimeError("update_ema: there is no moving average yet; call track_ema() first")
-        means = list(self.ema.parameters())
+        means: list[Tensor] = list(self.ema.parameters())
+        values: list[Tensor] = list(self.network.parameters())
         if means:
-            steps = torch._foreach_sub(list(self.network.parameters()), means)
+            steps = torch._foreach_sub(values, means)
             torch._foreach_mul_(steps, 1 - decay)
-            torch._foreach_add_(means, steps)
+            torch._foreach_add_(means, list(steps))
         for mean, value in zip(self.ema.buffers(), self.network.buffers(), strict=True):
             mean.copy_(value)
 
