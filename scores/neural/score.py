@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ...domains.tensors import check_event, per_batch
 from ...processes import Diffusion, process_from_config
 from . import checkpoint
-from .networks import network_from_config, network_to_config
+from .networks import answer, network_from_config, network_to_config
 from .objectives import DenoisingScoreMatching, Objective
 from .preconditioning import Preconditioning, default_preconditioning, preconditioning_from_config
 
@@ -30,7 +30,9 @@ class NeuralScore(nn.Module):
 
     Args:
         network: any ``nn.Module``; called with x ``[B, *event]``, c_noise ``[B]`` and the condition's keywords, and answers with
-            x's shape. Of the condition, tensors that start with the batch dimensions arrive as ``[B, …]``.
+            x's shape, alone, first in a tuple or as the ``sample`` of an object (so diffusers' ``UNet2DModel`` as it is, with positional
+            time embedding: its fourier one takes the logarithm again). Of the condition, tensors that start with the batch
+            dimensions arrive as ``[B, …]``.
         process: the :class:`~carom.processes.Diffusion` whose score this is.
         preconditioning: :class:`Reflected` on a bounded domain and :class:`EDMPreconditioning` on an unbounded one, by default.
     """
@@ -74,12 +76,7 @@ class NeuralScore(nn.Module):
         dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), inputs.dtype)
         # a noise level rounded to bfloat16 would be another level
         raw = network(inputs.to(dtype), c_noise.to(torch.promote_types(dtype, torch.float32)), **condition)
-        if raw.shape != inputs.shape:
-            raise ValueError(
-                f"network: got an output of shape {tuple(raw.shape)} for an input of shape {tuple(inputs.shape)}, expected the "
-                "same shape"
-            )
-        return raw.to(inputs.dtype)
+        return answer(raw, inputs).to(inputs.dtype)
 
     def rows(self, index: Tensor) -> NeuralScore:
         """The score of some rows of a batch: itself, for a network looks at each row by itself."""
@@ -160,7 +157,8 @@ class NeuralScore(nn.Module):
         weights, average = file.part("network"), file.part("ema")
         if network is None:
             network = network_from_config(file.header["network"])
-            dtypes = [v.dtype for v in weights.values() if v.is_floating_point()]
+            # of weights, not of buffers, which may be kept in another precision
+            dtypes = [weights[k].dtype for k, p in network.named_parameters() if k in weights and p.is_floating_point()]
             network = network.to(dtypes[0]) if dtypes else network
         elif type(network).__name__ != file.header["network"].get("type"):
             raise ValueError(
