@@ -15,8 +15,8 @@ from ..processes import Diffusion
 def descent(energy: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """−∇ₓ of the sum of the energies, whose rows are independent: x's shape.
 
-    Works whether or not x requires grad, under ``no_grad`` and compiled; where grad is enabled, the result can be differentiated
-    further, in x and in whatever the energy holds.
+    Works whether or not x requires grad, under ``no_grad`` and ``inference_mode``, and compiled; where grad is enabled, the result can be
+    differentiated further, in x and in whatever the energy holds.
     """
     return -torch.func.grad(lambda v: energy(v).sum())(x)
 
@@ -49,12 +49,7 @@ class EnergyScore(nn.Module):
         """−∇ₓE: x's shape and dtype."""
         if self.process is not None:
             check_event(x, self.process.domain.event_shape)
-        if not torch.is_inference_mode_enabled():
-            return descent(lambda v: self._energy(v, t, condition), x)
-        # inference tensors cannot be saved for a backward pass; copies made outside the mode can
-        with torch.inference_mode(False), torch.no_grad():
-            level, named = _copied(t), {k: _copied(v) for k, v in condition.items()}
-            return descent(lambda v: self._energy(v, level, named), _copied(x))
+        return descent(lambda v: self._energy(v, t, condition), x)
 
     def log_density(self, x: Tensor, t: float | Tensor, **condition: Any) -> Tensor:
         """log p_t(x) up to a constant of t and the condition, −E: ``[*batch]``."""
@@ -63,7 +58,9 @@ class EnergyScore(nn.Module):
     def rows(self, index: Tensor) -> EnergyScore | None:
         """The score of some rows of a batch: itself, or of the energy's ``rows`` where it has them."""
         restrict = getattr(self.energy, "rows", None)
-        energy = self.energy if restrict is None else restrict(index)
+        if restrict is None:
+            return self
+        energy = restrict(index)
         return None if energy is None else EnergyScore(energy, self.process)
 
     def _energy(self, x: Tensor, t: float | Tensor, condition: dict[str, Any]) -> Tensor:
@@ -80,7 +77,3 @@ class EnergyScore(nn.Module):
                 "sample, [*batch]; sum it over the event (where events are numbers, pass process=)"
             )
         return value
-
-
-def _copied(value: Any) -> Any:
-    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ...domains import FoldedDomain, KernelDomain
 from ...domains.tensors import batch_shape, check_event, expand_right, number
@@ -232,7 +233,8 @@ class _Implicit(_ScoreMatching):
         with torch.no_grad():
             x = unchecked(domain, x0, sigma, generator, self.steps, self._largest(score))
         keep = torch.is_grad_enabled()
-        with torch.enable_grad():
+        # fused attention cannot be differentiated twice
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
             x = x.detach().requires_grad_()
             value = score.at_level(x, sigma, **condition)
             flux = value if damped else damp_walls(domain, x, value, level)
