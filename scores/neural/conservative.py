@@ -34,7 +34,8 @@ class Conservative(nn.Module):
     r"""F(x, c) = −∇ₓE(x, c): a network whose Jacobian in x is symmetric, out of any network; see the module.
 
     An evaluation costs about three of the network inside, and training differentiates twice, which all its layers must allow.
-    Attention is computed without fused kernels, which do not.
+    Attention is computed without fused kernels, which do not. Implicit score matching differentiates a third time, where PyTorch's
+    ``LayerNorm`` and ``BatchNorm`` are silently wrong: in networks of one's own use others; those of the library do.
 
     The score is a gradient where the preconditioning scales all axes alike and damps none: :class:`EDMPreconditioning`, and
     ``Reflected(domain, wall=False)`` on domains with one unit for all axes; damping at walls multiplies it by a matrix.

@@ -11,7 +11,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...domains.tensors import check_shape, is_int
-from .layers import ClassEmbedding, Conditioned, NoiseEmbedding, attend, check_counts, check_heads, check_share, zeroed
+from .layers import (
+    ClassEmbedding,
+    Conditioned,
+    LayerNorm,
+    NoiseEmbedding,
+    attend,
+    check_counts,
+    check_heads,
+    check_share,
+    zeroed,
+)
 from .networks import register_network
 
 
@@ -61,7 +71,7 @@ class _Block(nn.Module):
     def __init__(self, config: DiTConfig):
         super().__init__()
         width, self.heads = config.width, config.heads
-        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.norm = LayerNorm(width, elementwise_affine=False)
         self.modulation = zeroed(nn.Linear(width, 6 * width))
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.layers = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU("tanh"), nn.Linear(4 * width, width))
@@ -95,7 +105,7 @@ class DiT(nn.Module):
         self.register_buffer("positions", grid_positions(rows, columns, width), persistent=False)
         self.first = nn.Linear(pixels, width)
         self.blocks = nn.ModuleList(_Block(config) for _ in range(config.depth))
-        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.norm = LayerNorm(width, elementwise_affine=False)
         self.modulation = zeroed(nn.Linear(width, 2 * width))
         self.last = zeroed(nn.Linear(width, pixels))
 

@@ -22,7 +22,16 @@ from torch.nn import functional
 
 from ...domains import RegularSimplex
 from ...domains.tensors import is_int
-from .layers import ClassEmbedding, Conditioned, KeepsPrecision, NoiseEmbedding, check_counts, check_share, zeroed
+from .layers import (
+    ClassEmbedding,
+    Conditioned,
+    KeepsPrecision,
+    LayerNorm,
+    NoiseEmbedding,
+    check_counts,
+    check_share,
+    zeroed,
+)
 from .networks import register_network
 
 
@@ -53,7 +62,7 @@ class _Block(nn.Module):
 
     def __init__(self, width: int, dropout: float):
         super().__init__()
-        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.norm = LayerNorm(width, elementwise_affine=False)
         self.modulation = nn.Linear(width, 2 * width)
         self.own, self.pooled = nn.Linear(width, width), nn.Linear(width, width, bias=False)
         self.dropout = nn.Dropout(dropout)
@@ -84,7 +93,7 @@ class EquivariantMLP(KeepsPrecision):
         )
         self.first = nn.Linear(1, width)
         self.blocks = nn.ModuleList(_Block(width, config.dropout) for _ in range(config.depth))
-        self.norm = nn.LayerNorm(width)
+        self.norm = LayerNorm(width)
         self.last = zeroed(nn.Linear(width, 1))
 
     def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | int | None = None) -> Tensor:

@@ -9,7 +9,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...domains.tensors import check_shape
-from .layers import ClassEmbedding, Conditioned, NoiseEmbedding, check_counts, check_share, scale_shift, zeroed
+from .layers import (
+    ClassEmbedding,
+    Conditioned,
+    LayerNorm,
+    NoiseEmbedding,
+    check_counts,
+    check_share,
+    scale_shift,
+    zeroed,
+)
 from .networks import register_network
 
 
@@ -39,7 +48,7 @@ class _Block(nn.Module):
 
     def __init__(self, width: int, dropout: float):
         super().__init__()
-        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.norm = LayerNorm(width, elementwise_affine=False)
         self.modulation = nn.Linear(width, 2 * width)
         self.layers = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Dropout(dropout), nn.Linear(width, width))
 
@@ -59,7 +68,7 @@ class MLP(nn.Module):
         self.label = ClassEmbedding(config.classes, width, config.label_dropout)
         self.first = nn.Linear(size, width)
         self.blocks = nn.ModuleList(_Block(width, config.dropout) for _ in range(config.depth))
-        self.norm = nn.LayerNorm(width)
+        self.norm = LayerNorm(width)
         self.last = zeroed(nn.Linear(width, size))
 
     def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | int | None = None) -> Tensor:
