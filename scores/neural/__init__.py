@@ -1,5 +1,6 @@
 """Neural scores: networks, preconditionings, objectives, training and the file they are kept in."""
 
+from .conservative import Conservative, ConservativeConfig
 from .data import digits, fashion_mnist, load_data, mnist, split, to_domain
 from .dataset import Data, DomainDataset, from_dataset
 from .denoisers import (
@@ -11,10 +12,13 @@ from .denoisers import (
     VPPreconditioning,
     VPredictionPreconditioning,
 )
+from .dit import DiT, DiTConfig
+from .equivariant import EquivariantConfig, EquivariantMLP
 from .forward import simulate
 from .implicit import ImplicitScoreMatching, SlicedScoreMatching
 from .levels import Constant, Levels, LogitNormalTime, LogNormal, LogUniform, MinSNR, UniformTime
-from .networks import MLP, MLPConfig, UNet, UNetConfig, register_network
+from .mlp import MLP, MLPConfig
+from .networks import register_network
 from .objectives import (
     ConditionalFlowMatching,
     DenoisingScoreMatching,
@@ -30,17 +34,24 @@ from .reflected import Reflected, ReflectedVelocity
 from .score import NeuralScore
 from .training import TrainingResult, train
 from .transforms import AffineValues, DataTransform, Probabilities, affine_values, transform_from_config
+from .unet import UNet, UNetConfig
 
 __all__ = [
     "AffineValues",
     "ConditionalFlowMatching",
+    "Conservative",
+    "ConservativeConfig",
     "Constant",
     "Data",
     "DataTransform",
     "DenoiserPreconditioning",
     "DenoisingScoreMatching",
+    "DiT",
+    "DiTConfig",
     "DomainDataset",
     "EDMPreconditioning",
+    "EquivariantConfig",
+    "EquivariantMLP",
     "ExplicitScoreMatching",
     "IDDPMPreconditioning",
     "ImplicitScoreMatching",

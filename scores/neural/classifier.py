@@ -18,8 +18,9 @@ from torch.nn import functional
 from ...domains.tensors import batch_shape, check_event, check_shape, is_int, number, per_batch
 from . import checkpoint
 from .forward import unchecked
+from .levels import Levels, default_levels, largest_level, stratified
 from .networks import NoiseEmbedding, register_network
-from .objectives import Levels, Objective, Terms, default_levels, stratified
+from .objectives import Objective, Terms
 from .trainable import Trainable
 
 
@@ -109,8 +110,7 @@ class CrossEntropy(Objective):
         levels = self.levels or default_levels(score.process)
         sigma = levels.quantile(stratified(batch_shape(x0, domain.event_shape), x0, generator))
         with torch.no_grad():
-            largest = float(levels.quantile(torch.ones((), dtype=torch.float64)))
-            x = unchecked(domain, x0, sigma, generator, self.steps, largest)
+            x = unchecked(domain, x0, sigma, generator, self.steps, lambda: largest_level(levels))
         logits = score.logits_at_level(x, sigma, **condition)
         return Terms(sigma, cross_entropy(logits, check_label(label, logits)))
 

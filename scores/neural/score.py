@@ -31,7 +31,9 @@ class NeuralScore(Trainable):
 
     Args:
         network: any ``nn.Module``; called with x ``[B, *event]``, c_noise ``[B]`` and the condition's keywords, and answers with
-            x's shape. Of the condition, tensors that start with the batch dimensions arrive as ``[B, …]``.
+            x's shape, alone, first in a tuple or as the ``sample`` of an object (so diffusers' ``UNet2DModel`` as it is, with positional
+            time embedding: its fourier one takes the logarithm again). Of the condition, tensors that start with the batch
+            dimensions arrive as ``[B, …]``.
         process: the :class:`~carom.processes.Diffusion` whose score this is.
         preconditioning: :class:`Reflected` on a bounded domain and :class:`EDMPreconditioning` on an unbounded one, by default.
     """

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ...processes import Diffusion, process_from_config
 from . import checkpoint
-from .networks import network_from_config, network_to_config
+from .networks import answer, network_from_config, network_to_config
 from .preconditioning import Preconditioning
 from .preconditioning_registry import default_preconditioning, preconditioning_from_config
 
@@ -52,7 +52,7 @@ class Trainable(nn.Module, ABC):
         self.process = process
         self.preconditioning = preconditioning or default_preconditioning(process.domain)
         self.preconditioning.check(process.domain)
-        self._caller: Callable[..., Tensor] | None = None
+        self._caller: Callable[..., Any] | None = None
 
     @abstractmethod
     def default_objective(self) -> Objective:
@@ -82,10 +82,10 @@ class Trainable(nn.Module, ABC):
         call = self._caller if self._caller is not None and self.training and network is self.network else network
         # a noise level rounded to bfloat16 would be another level
         raw = call(inputs.to(dtype), c_noise.to(torch.promote_types(dtype, torch.float32)), **condition)
-        return raw.to(inputs.dtype)
+        return answer(raw).to(inputs.dtype)
 
     @contextmanager
-    def called_by(self, call: Callable[..., Tensor] | None) -> Iterator[None]:
+    def called_by(self, call: Callable[..., Any] | None) -> Iterator[None]:
         """Within the block ``call`` answers for ``network`` in training mode: the network compiled, or in low precision. The network
         itself is not wrapped, so that names in the state dict stay as they are."""
         # a module would register as one, and its weights with it
@@ -160,7 +160,8 @@ class Trainable(nn.Module, ABC):
         weights, average = file.part("network"), file.part("ema")
         if network is None:
             network = network_from_config(file.header["network"])
-            dtypes = [v.dtype for v in weights.values() if v.is_floating_point()]
+            # of weights, not of buffers, which may be kept in another precision
+            dtypes = [weights[k].dtype for k, p in network.named_parameters() if k in weights and p.is_floating_point()]
             network = network.to(dtypes[0]) if dtypes else network
         elif type(network).__name__ != file.header["network"].get("type"):
             raise ValueError(
