@@ -33,7 +33,7 @@ class ConservativeConfig:
 class Conservative(nn.Module):
     r"""F(x, c) = −∇ₓE(x, c): a network whose Jacobian in x is symmetric, out of any network; see the module.
 
-    An evaluation costs about three of the network inside, and training differentiates twice, which all its layers must allow.
+    An evaluation costs three to four of the network inside, and training differentiates twice, which all its layers must allow.
     Attention is computed without fused kernels, which do not. Implicit score matching differentiates a third time, where PyTorch's
     ``LayerNorm`` and ``BatchNorm`` are silently wrong: in networks of one's own use others; those of the library do.
 
