@@ -6,7 +6,7 @@ With N the inner network, the energy and the answer are
 
 Of the energies in use this is the one that is zero where N is (a fresh network), so that an untrained score is the preconditioning's;
 that of a denoiser, :math:`\tfrac12 |x - N|^2`, starts with a score of −x in units that mean something else at every noise level.
-The factor makes F = N for every N that is the gradient of a quadratic form. Du et al. 2023, §3.2; Salimans & Ho 2021.
+The factor makes F = N for every N that is the gradient of a quadratic form. Du et al. 2023; Salimans & Ho 2021.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class ConservativeConfig:
 class Conservative(nn.Module):
     r"""F(x, c) = −∇ₓE(x, c): a network whose Jacobian in x is symmetric, out of any network; see the module.
 
-    An evaluation costs about three of the network inside, and training differentiates twice, which all its layers must allow.
+    An evaluation costs three to four of the network inside, and training differentiates twice, which all its layers must allow.
     Attention is computed without fused kernels, which do not. Implicit score matching differentiates a third time, where PyTorch's
     ``LayerNorm`` and ``BatchNorm`` are silently wrong: in networks of one's own use others; those of the library do.
 
