@@ -347,11 +347,15 @@ def test_low_precision_stays_in_the_network():
 
 
 def test_a_compiled_network_trains_the_same_under_plain_names(tmp_path):
-    """Traced and run eagerly, the operations are the same: so are the bits."""
+    """Traced and run eagerly, the operations are the same but for LayerNorm, which is another kernel then: equal to rounding, which Adam's
+    first steps of ±lr = 2e-3 in each weight may magnify."""
     plain, compiled = small_score(), small_score()
     train(plain, DATA, steps=4, **QUIET)
     train(compiled, DATA, steps=4, compile="eager", checkpoint=tmp_path / "c", **QUIET)
-    assert same(plain, compiled) and same(NeuralScore.load(tmp_path / "c"), plain)
+    assert compiled.state_dict().keys() == plain.state_dict().keys()
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(compiled.state_dict()[name], value, rtol=0, atol=1e-5)
+    assert same(NeuralScore.load(tmp_path / "c"), compiled)
     calls = []
     with compiled.called_by(lambda *inputs: calls.append(1) or compiled.network(*inputs)):
         compiled(DATA, 0.5)

@@ -1,5 +1,6 @@
 """Neural scores: networks, preconditionings, objectives, training and the file they are kept in."""
 
+from .classifier import ClassifierMLP, ClassifierMLPConfig, CrossEntropy, NoisyClassifier
 from .conservative import Conservative, ConservativeConfig
 from .data import digits, fashion_mnist, load_data, mnist, split, to_domain
 from .dataset import Data, DomainDataset, from_dataset
@@ -32,16 +33,22 @@ from .preconditioning import Preconditioning
 from .readers import arrays, idx
 from .reflected import Reflected, ReflectedVelocity
 from .score import NeuralScore
+from .trainable import Trainable
 from .training import TrainingResult, train
 from .transforms import AffineValues, DataTransform, Probabilities, affine_values, transform_from_config
 from .unet import UNet, UNetConfig
+from .updates import Cosine
 
 __all__ = [
     "AffineValues",
+    "ClassifierMLP",
+    "ClassifierMLPConfig",
     "ConditionalFlowMatching",
     "Conservative",
     "ConservativeConfig",
     "Constant",
+    "Cosine",
+    "CrossEntropy",
     "Data",
     "DataTransform",
     "DenoiserPreconditioning",
@@ -64,6 +71,7 @@ __all__ = [
     "MLPConfig",
     "MinSNR",
     "NeuralScore",
+    "NoisyClassifier",
     "Objective",
     "Preconditioning",
     "Probabilities",
@@ -71,6 +79,7 @@ __all__ = [
     "ReflectedVelocity",
     "SlicedScoreMatching",
     "Terms",
+    "Trainable",
     "TrainingResult",
     "UNet",
     "UNetConfig",

@@ -18,8 +18,9 @@ from torch.nn import functional
 from ...domains.tensors import batch_shape, check_event, check_shape, is_int, number, per_batch
 from . import checkpoint
 from .forward import unchecked
+from .layers import NoiseEmbedding
 from .levels import Levels, default_levels, largest_level, stratified
-from .networks import NoiseEmbedding, register_network
+from .networks import register_network
 from .objectives import Objective, Terms
 from .trainable import Trainable
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..energy import descent
-from .networks import answer, network_from_config, network_to_config, register_network
+from .networks import answer, network_from_config, network_to_config, parts, register_network
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Conservative(nn.Module):
     def energy(self, x: Tensor, c_noise: Tensor, **condition: Any) -> Tensor:
         """E: ``[B]``."""
         with sdpa_kernel(SDPBackend.MATH):
-            output = answer(self.network(x, c_noise, **condition), x)
+            (output,) = parts(answer(self.network(x, c_noise, **condition)), x, most=1)
         return -0.5 * (x * output).reshape(len(x), -1).sum(-1)
 
     def forward(self, x: Tensor, c_noise: Tensor, **condition: Any) -> Tensor:

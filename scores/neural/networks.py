@@ -81,3 +81,16 @@ def answer(output: Any) -> Tensor:
             "with it, or an object with it as its attribute `sample`"
         )
     return value
+
+
+def parts(output: Tensor, x: Tensor, most: int | None = None) -> tuple[Tensor, ...]:
+    """The m tensors of x's shape ``[B, C, …]`` that an output ``[B, m·C, …]`` is made of; refuses what is none, and m > ``most``."""
+    same = output.dim() == x.dim() and output.shape[:1] + output.shape[2:] == x.shape[:1] + x.shape[2:]
+    if output.shape == x.shape:
+        return (output,)
+    if not same or x.dim() < 2 or output.shape[1] % x.shape[1] or (most and output.shape[1] > most * x.shape[1]):
+        raise ValueError(
+            f"network: got an output of shape {tuple(output.shape)} for an input of shape {tuple(x.shape)}, expected the same shape"
+            + ("" if most == 1 else ", or a multiple of it along dimension 1")
+        )
+    return output.chunk(output.shape[1] // x.shape[1], 1)

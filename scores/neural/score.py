@@ -12,6 +12,7 @@ from ...domains.tensors import check_event, expand_right, per_batch
 from ...processes import Diffusion
 from . import checkpoint
 from .denoisers import FinitePrediction
+from .networks import parts
 from .objectives import DenoisingScoreMatching, Objective
 from .preconditioning import Preconditioning
 from .trainable import Trainable, flatten
@@ -64,18 +65,9 @@ class NeuralScore(Trainable):
         if x.numel() == 0:
             return torch.zeros_like(x), ()
         raw, flat, level = self.answer(x, sigma, condition)
-        first, *extra = self._chunks(raw, flat)
+        first, *extra = parts(raw, flat)
         score = self.preconditioning.score(first, flat, level).reshape(x.shape)
         return score, tuple(part.reshape(x.shape) for part in extra)
-
-    def _chunks(self, raw: Tensor, inputs: Tensor) -> tuple[Tensor, ...]:
-        m = _multiple(raw.shape, inputs.shape)
-        if not m:
-            raise ValueError(
-                f"network: got an output of shape {tuple(raw.shape)} for an input of shape {tuple(inputs.shape)}, expected the "
-                "same shape, or a multiple of it along dimension 1"
-            )
-        return raw.chunk(m, 1) if m > 1 else (raw,)
 
     def _prediction(self, x: Tensor, t: float | Tensor, **condition: Any) -> tuple[Tensor, Tensor]:
         """(E[x0 | x], E[ε | x]) of x's shape, exact at every level; t as in ``forward``."""
@@ -89,7 +81,7 @@ class NeuralScore(Trainable):
         x = (ratio * x).reshape(-1, *event)
         condition = {k: flatten(v, batch) for k, v in condition.items()}
         c_noise = self.preconditioning.c_noise(schedule.sigma(t)).expand(*batch, *(1,) * len(event)).reshape(-1)
-        raw = self._chunks(self.ask(x, c_noise, condition), x)[0]
+        raw = parts(self.ask(x, c_noise, condition), x)[0]
         flat = (v.expand(*batch, *(1,) * len(event)).reshape(-1, *(1,) * len(event)) for v in (scale, std))
         data, noise = self.preconditioning.prediction(raw, x, *flat)
         return data.reshape(*batch, *event), noise.reshape(*batch, *event)
@@ -115,12 +107,3 @@ class NeuralScore(Trainable):
         if x0.device.type == "cpu":
             self.process.domain.check(x0, "x0")
         return objective(self, x0, generator=generator, **condition)
-
-
-def _multiple(output: torch.Size, shape: torch.Size) -> int:
-    """m where an output is m inputs side by side along dimension 1; 0 where it is not."""
-    if output == shape:
-        return 1
-    if len(output) != len(shape) or len(shape) < 2 or output[:1] + output[2:] != shape[:1] + shape[2:]:
-        return 0
-    return output[1] // shape[1] if output[1] % shape[1] == 0 else 0
