@@ -1,5 +1,7 @@
 """Neural scores: networks, preconditionings, objectives, training and the file they are kept in."""
 
+from .classifier import ClassifierMLP, ClassifierMLPConfig, CrossEntropy, NoisyClassifier
+from .conservative import Conservative, ConservativeConfig
 from .data import digits, fashion_mnist, load_data, mnist, split, to_domain
 from .dataset import Data, DomainDataset, from_dataset
 from .denoisers import (
@@ -11,10 +13,13 @@ from .denoisers import (
     VPPreconditioning,
     VPredictionPreconditioning,
 )
+from .dit import DiT, DiTConfig
+from .equivariant import EquivariantConfig, EquivariantMLP
 from .forward import simulate
 from .implicit import ImplicitScoreMatching, SlicedScoreMatching
 from .levels import Constant, Levels, LogitNormalTime, LogNormal, LogUniform, MinSNR, UniformTime
-from .networks import MLP, MLPConfig, UNet, UNetConfig, register_network
+from .mlp import MLP, MLPConfig
+from .networks import register_network
 from .objectives import (
     ConditionalFlowMatching,
     DenoisingScoreMatching,
@@ -28,19 +33,32 @@ from .preconditioning import Preconditioning
 from .readers import arrays, idx
 from .reflected import Reflected, ReflectedVelocity
 from .score import NeuralScore
+from .trainable import Trainable
 from .training import TrainingResult, train
 from .transforms import AffineValues, DataTransform, Probabilities, affine_values, transform_from_config
+from .unet import UNet, UNetConfig
+from .updates import Cosine
 
 __all__ = [
     "AffineValues",
+    "ClassifierMLP",
+    "ClassifierMLPConfig",
     "ConditionalFlowMatching",
+    "Conservative",
+    "ConservativeConfig",
     "Constant",
+    "Cosine",
+    "CrossEntropy",
     "Data",
     "DataTransform",
     "DenoiserPreconditioning",
     "DenoisingScoreMatching",
+    "DiT",
+    "DiTConfig",
     "DomainDataset",
     "EDMPreconditioning",
+    "EquivariantConfig",
+    "EquivariantMLP",
     "ExplicitScoreMatching",
     "IDDPMPreconditioning",
     "ImplicitScoreMatching",
@@ -53,6 +71,7 @@ __all__ = [
     "MLPConfig",
     "MinSNR",
     "NeuralScore",
+    "NoisyClassifier",
     "Objective",
     "Preconditioning",
     "Probabilities",
@@ -60,6 +79,7 @@ __all__ = [
     "ReflectedVelocity",
     "SlicedScoreMatching",
     "Terms",
+    "Trainable",
     "TrainingResult",
     "UNet",
     "UNetConfig",
