@@ -69,7 +69,13 @@ class Learned(VariancePreserving, nn.Module):
     def config(self) -> dict[str, Any]:
         """The present values of the parameters included, so that a checkpoint needs nothing else."""
         ends = {"gamma_min": self.gamma_min.item(), "gamma_max": self.gamma_max.item()}
-        return {"type": "Learned", **ends, "width": self.width, "endpoints": self.endpoints, "curve": self.curve.tolist()}
+        return {
+            "type": "Learned",
+            **ends,
+            "width": self.width,
+            "endpoints": self.endpoints,
+            "curve": self.curve.tolist(),
+        }
 
     def progress(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """(F(u), F'(u)), float64, in the shape of u; with gradients in ``curve``."""

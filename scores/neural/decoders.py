@@ -43,16 +43,15 @@ class Bins:
 
     def gaussian_nll(self, x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
         """−log of the mass of N(mean, std²) within half a spacing of x; the outermost bins reach to infinity (Ho et al. 2020, eq. 13)."""
+        left = x < mean
         # mirrored into the lower tail, where log Φ keeps its digits
-        side = torch.where(x < mean, 1.0, -1.0).to(x.dtype)
-        offset = side * (x - mean)
-        above, below = ((offset + h) / std for h in (0.5 * self.spacing, -0.5 * self.spacing))
-        upper, lower = torch.special.log_ndtr(above), torch.special.log_ndtr(below)
+        offset, half = torch.where(left, x - mean, mean - x), 0.5 * self.spacing
+        upper = torch.special.log_ndtr((offset + half) / std)
+        lower = torch.special.log_ndtr((offset - half) / std)
         inside = upper + torch.log1p(-(lower - upper).clamp(max=-torch.finfo(x.dtype).eps).exp())
-        first = x < self.low + 0.5 * self.spacing
-        last = x > self.high - 0.5 * self.spacing
-        # all below x + spacing/2, or all above x − spacing/2, in mirrored coordinates where side = −1
-        outer, other = torch.special.log_ndtr(-below), upper
-        falls = torch.where(side > 0, other, outer)
-        rises = torch.where(side > 0, outer, other)
-        return -torch.where(first, falls, torch.where(last, rises, inside))
+        # the whole of a side of x ± spacing/2: through the middle, or the tail that is left
+        through = torch.special.log_ndtr((half - offset) / std)
+        first = torch.where(left, upper, through)
+        last = torch.where(left, through, upper)
+        outermost = torch.where(x < self.low + half, first, last)
+        return -torch.where((x < self.low + half) | (x > self.high - half), outermost, inside)
