@@ -1,6 +1,8 @@
 """Neural scores: networks, preconditionings, objectives, training and the file they are kept in."""
 
 from .data import digits, split
+from .ddpm import Hybrid, LearnedVariance, Levelwise, LevelTerms, VariationalBound
+from .decoders import Bins
 from .forward import simulate
 from .networks import MLP, MLPConfig, UNet, UNetConfig, register_network
 from .objectives import (
@@ -16,13 +18,20 @@ from .objectives import (
 from .preconditioning import EDMPreconditioning, Preconditioning, Reflected
 from .score import NeuralScore
 from .training import TrainingResult, train
+from .vdm import VDM, Bound
 
 __all__ = [
+    "Bins",
+    "Bound",
     "DenoisingScoreMatching",
     "EDMPreconditioning",
+    "Hybrid",
     "ImplicitScoreMatching",
     "LatentImageScoreMatching",
+    "LearnedVariance",
+    "LevelTerms",
     "Levels",
+    "Levelwise",
     "LogUniform",
     "MLP",
     "MLPConfig",
@@ -35,6 +44,8 @@ __all__ = [
     "TrainingResult",
     "UNet",
     "UNetConfig",
+    "VDM",
+    "VariationalBound",
     "digits",
     "register_network",
     "simulate",

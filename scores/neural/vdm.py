@@ -158,10 +158,10 @@ def prior_divergence(x0: Tensor, gamma: Tensor, ndim: int) -> Tensor:
     return 0.5 * (signal.to(x0.dtype) * (event_mean(x0.square(), ndim) - 1) - log_variance.to(x0.dtype))
 
 
-def refuse_walls(objective: Objective, score: NeuralScore) -> None:
+def refuse_walls(asking: object, score: NeuralScore) -> None:
     """A TypeError on every domain but a Euclidean one: elsewhere chains of Gaussians are no model of the diffusion."""
     if not isinstance(score.process.domain, Euclidean):
         raise TypeError(
-            f"{type(objective).__name__}: got {score.process.domain!r}, whose walls or parts the Gaussian bound does not know, "
+            f"{type(asking).__name__}: got {score.process.domain!r}, whose walls or parts the Gaussian bound does not know, "
             "expected a Euclidean domain; use DenoisingScoreMatching"
         )
