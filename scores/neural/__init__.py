@@ -1,7 +1,7 @@
 """Neural scores: networks, preconditionings, objectives, training and the file they are kept in."""
 
 from .data import digits, split
-from .ddpm import Hybrid, LearnedVariance, Levelwise, LevelTerms, VariationalBound
+from .ddpm import Hybrid, LearnedVariance, LevelTerms, Levelwise, VariationalBound
 from .decoders import Bins
 from .forward import simulate
 from .networks import MLP, MLPConfig, UNet, UNetConfig, register_network

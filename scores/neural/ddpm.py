@@ -8,8 +8,9 @@ for each x_0 in R^d, -log p(x_0) ≤ L_N + Σ_{i=1}^N L_{i−1} in the mean over
                k_i = σ_i^2/σ_{i-1}^2 - 1 & (i ≥ 2) \\
     L_0 &= \tfrac12 \sum_{axes} \big[\ln 2π g^2 + σ_1^2 (ε - \hat ε)^2/g^2\big] & (i = 1)
 
-β_i and β̃_i are the variances of x_i given x_{i−1}, and of x_{i−1} given x_i and x_0; β̃_1 = 0, so that β̃_2 stands in for it. ρ = v·ln(β_i/β̃_i)
-with v = 0 ("posterior"), 1 ("beta"), or learned: (1 + the network's second output)/2, axis by axis. The best ρ is ln(1 + k_i E|ε − ε̂|²).
+β_i and β̃_i are the variances of x_i given x_{i−1}, and of x_{i−1} given x_i and x_0; β̃_1 = 0, so that β̃_2 stands in for it.
+ρ = v·ln(β_i/β̃_i) with v = 0 ("posterior"), 1 ("beta"), or learned: (1 + the network's second output)/2, axis by axis. The best ρ is
+ln(1 + k_i E(ε − ε̂)²), the variance of Analytic-DPM.
 
 Sohl-Dickstein et al. 2015; Ho, Jain & Abbeel 2020, eq. 5, 13; Nichol & Dhariwal 2021, eq. 15, 16.
 """
@@ -228,9 +229,9 @@ class LearnedVariance:
 
     Args:
         score: a :class:`NeuralScore` trained with :class:`VariationalBound` ("learned") or :class:`Hybrid`.
-        times: the grid of the sampler, a decreasing list of the table's own times i/N, if v is to mean a place between β and β̃ of its steps,
-            as Nichol & Dhariwal skip levels. By default v is read where it was learned, on the step to the level before; what it says of
-            Var[ε | x] there is exact on any grid.
+        times: the grid of the sampler, a decreasing list of the table's own times i/N, if v is to mean a place between β and β̃ of its
+            own steps, as Nichol & Dhariwal skip levels. By default v is read as it was learned, of the step to the level before, and
+            what that says of Var[ε | x] holds on any grid.
         condition: keywords of the network.
 
     Costs a second evaluation per step. Raises ``TypeError`` and ``ValueError`` as the objectives do, ``ValueError`` for other times.
