@@ -318,7 +318,7 @@ def test_the_hybrid_loss_trains_the_mean_on_the_noise_and_the_variance_on_the_bo
     held = gradients(hybrid.at(score, x0, index, noise).bound)
     free = gradients(whole.at(score, x0, index, noise).bound)
     assert torch.equal(held[2], free[2]) and torch.equal(held[3], free[3])
-    assert held[0] is None and held[1] is None and float(free[0].abs().max()) > 0
+    assert not held[0].any() and not held[1].any() and bool(free[0].all())
 
     def terms(objective):
         return objective.terms(score, x0, torch.Generator().manual_seed(3))
@@ -344,7 +344,8 @@ def test_sampling_with_a_learned_variance_adds_the_noise_it_says(v):
         ratio = np.expm1(v * np.log(large / small))
         for k, t in enumerate(times[:-1]):
             gain = (levels.sigma[k] / levels.sigma[k + 1]) ** 2 - 1
-            torch.testing.assert_close(variance(x, t, x), torch.full_like(x, ratio[k] / gain), rtol=1e-9, atol=1e-14)
+            # the logarithm of the test is of ratios down to 1 + 2e-6, known to 1e-16
+            torch.testing.assert_close(variance(x, t, x), torch.full_like(x, ratio[k] / gain), rtol=1e-7, atol=1e-15)
         if v in (0.0, 1.0):
             options = {"shape": (5,), "seed": 0, "dtype": torch.float64}
             got = sample(PROCESS, score, AnalyticDPM(variance), times, **options).x
@@ -356,7 +357,7 @@ def test_without_a_grid_the_optimal_learned_variance_is_the_error_of_the_noise_a
     """Var[ε | x] of G1 is the mean square error, whatever steps are taken."""
     variance = LearnedVariance(exact_score(learned_optimum()))
     x = torch.randn(4, 3, 1, dtype=torch.float64)
-    for i in (2, 10, 25, 50):
+    for i in (1, 2, 10, 25, 50):
         expected = torch.full_like(x, float(AB[i - 1] * 0.25 / (AB[i - 1] * 0.25 + 1 - AB[i - 1])))
         torch.testing.assert_close(variance(x, torch.tensor(i / 50), x), expected, rtol=1e-6, atol=1e-12)
         per_row = torch.full((4, 3, 1), i / 50, dtype=torch.float64)

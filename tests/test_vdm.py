@@ -359,7 +359,7 @@ def test_reconstruction_of_binned_data_is_a_code_length():
         objective = VDM(Learned(*ends), bins=Bins(256))
         got = objective.bound(exact_score(), x0, torch.Generator().manual_seed(1)).reconstruction
         # at σ_min the neighbour is 6 σ away and mistaken with probability 2e-3; far above, deviations are of the order 1/σ
-        assert float(got.mean()) == pytest.approx(value, abs=5e-3)
+        assert got.mean().item() == pytest.approx(value, abs=5e-3)
 
 
 # refusals -------------------------------------------------------------------------------------------------------------
@@ -403,6 +403,26 @@ def test_what_does_not_fit_is_refused_with_the_fix(call, error, message):
         call()
 
 
+def test_network_and_schedule_share_an_optimizer_and_a_norm():
+    """float32 and float64 parameters in one clipped step, as the training loop takes it."""
+    schedule, score = Learned(-8.0, 1.0), NeuralScore(MLP(MLPConfig((1,), 8, 1)), LINE)
+    objective = VDM(schedule)
+    parameters = [*score.network.parameters(), *objective.parameters()]
+    assert {p.dtype for p in parameters} == {torch.float32, torch.float64}
+    before = [p.detach().clone() for p in parameters]
+    optimizer = torch.optim.AdamW(parameters, 1e-2, weight_decay=0.0, fused=True)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(2):  # the network's last layer starts at 0, which hides the others in the first step
+        optimizer.zero_grad()
+        score.loss(0.5 + 0.5 * torch.randn(64, 1, generator=generator), objective, generator).backward()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+        torch.nn.utils.clip_grads_with_norm_(parameters, 0.5 * norm.item(), norm)
+        optimizer.step()
+    clipped = math.sqrt(sum(float(p.grad.double().square().sum()) for p in parameters))
+    assert clipped == pytest.approx(0.5 * norm.item(), rel=1e-5)
+    assert all(not torch.equal(p, old) for p, old in zip(parameters, before, strict=True))
+
+
 def test_its_parameters_are_those_of_its_schedule():
     schedule = Learned()
     objective = VDM(schedule, steps=5)
@@ -411,4 +431,4 @@ def test_its_parameters_are_those_of_its_schedule():
     assert "steps=5, interior='bound', bins=None, denoise=False" in repr(objective)
     other = VDM(Learned(-3.0, 1.0))
     other.load_state_dict(objective.state_dict())
-    assert float(other.schedule.gamma_min) == -13.3
+    assert other.schedule.gamma_min.item() == -13.3

@@ -246,7 +246,9 @@ class LearnedVariance:
     ):
         schedule = table_of(self, score)
         self.score, self.condition = score, condition or {}
-        self._columns = step_table(schedule)[1:3].clone()
+        gain, span = step_table(schedule)[1:3]
+        # the last step has the variance of x_0 itself, g² = σ_1² Var[ε | x], to which no β̃ is added
+        self._columns = torch.stack([gain, span, (torch.arange(len(gain)) == 0).double()])
         if times is None:
             return
         square, count = (-schedule.alphas_cumprod.log()).expm1(), len(schedule.alphas_cumprod)
@@ -256,13 +258,14 @@ class LearnedVariance:
             raise ValueError(f"times: got {times!r}, expected a decreasing list of the table's own times i/{count}")
         start, end = levels[:-1], levels[1:]
         start, end = start[end > 0] - 1, end[end > 0] - 1
-        self._columns[:, start] = torch.stack(step_columns(square[start], square[end]))
+        self._columns[:2, start] = torch.stack(step_columns(square[start], square[end]))
 
     def __call__(self, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         schedule, ndim = self.score.process.schedule, len(self.score.process.domain.event_shape)
         t = per_batch(t, x, ndim, "t")
         count = self._columns.shape[1]
         index = (t.double() * count).round().long().clamp(1, count) - 1
-        gain, span = (expand_right(column, ndim) for column in self._columns.to(x.device)[:, index].to(x.dtype))
+        columns = self._columns.to(x.device)[:, index].to(x.dtype)
+        gain, span, whole = (expand_right(column, ndim) for column in columns)
         _, extra = self.score.with_extra(x / expand_right(schedule.scale(t), ndim), schedule.sigma(t), **self.condition)
-        return (span * _share(extra)).expm1() / gain
+        return ((span * _share(extra)).expm1() + whole) / gain
