@@ -22,9 +22,9 @@ class Learned(VariancePreserving, nn.Module):
     .. math:: γ(u) = γ_{min} + (γ_{max} - γ_{min}) F(u),\quad F(u) = \frac{f(u) - f(0)}{f(1) - f(0)},\quad
               f(u) = u + \sum_k e^{h_k} \frac{z_k}{\sqrt{1 + z_k^2}},\quad z_k = e^{r_k}(u - c_k)
 
-    F(0) = 0, F(1) = 1 and F' > 0 whatever the parameters: a line and steps upwards, each with a height, a rate and a centre. (VDM's
-    network has the same form with logistic steps; these need no exponential of u and are right to the last bit on every device.)
-    It begins as nearly a line: the σ of grids, e^{γ_min/2} and e^{γ_max/2}, are -13.3 and 5 of VDM by default.
+    F(0) = 0, F(1) = 1 and F' > 0 whatever the parameters: a line and steps upwards, each with a height, a rate and a centre; at first
+    they make nearly a straight line. (VDM's network has the same form with logistic steps; these are algebraic, so that they cannot
+    overflow and come out the same to the bit in any batch.)
 
     Two faces. To objectives such as :class:`~carom.scores.neural.VDM`, which train it, it is ``gamma_min``, ``gamma_max`` and
     ``progress(u)``, u in [0, 1], tensors that carry gradients. To processes and solvers it is a schedule like any other, read at the
@@ -37,7 +37,8 @@ class Learned(VariancePreserving, nn.Module):
         endpoints: whether the two ends are trained too.
         curve: the rows h, r, c, each ``[width]``, as ``config`` gives them; by default equal steps on a line.
 
-    Everything is computed in float64, a few numbers per sample. Source: Kingma et al. 2021, app. H; after it, γ is "−log SNR".
+    Everything is computed in float64, a few numbers per sample. Raises ``ValueError`` for ends in the wrong order and for a ``curve``
+    that does not have the shape [3, width]. Kingma, Salimans, Poole & Ho 2021, who also learn γ as a monotone function.
     """
 
     def __init__(

@@ -31,7 +31,7 @@ class Bins:
         return (self.high - self.low) / (self.count - 1)
 
     def softmax_nll(self, x: Tensor, latent: Tensor, std: Tensor) -> Tensor:
-        r"""−log p(x | latent) with :math:`p(v_k | latent) ∝ N(latent;\, v_k, std^2)` over all values v_k (Kingma et al. 2021, eq. 9).
+        r"""−log p(x | latent) with :math:`p(v_k | latent) ∝ N(latent;\, v_k, std^2)` over all values v_k (Kingma et al. 2021).
 
         x and latent of one shape, x among the values; std broadcasts. Takes ``count`` times the memory of x.
         """
