@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from carom.domains import Euclidean, Hypercube
 from carom.processes import VE, VP, Diffusion, Discrete, Learned, process_from_config
 from carom.scores import GaussianMixtureScore
-from carom.scores.neural import MLP, VDM, Bins, EDMPreconditioning, MLPConfig, NeuralScore
+from carom.scores.neural import MLP, VDM, Bins, EDMPreconditioning, MLPConfig, NeuralScore, train
 from carom.solvers import Ancestral, karras, sample
 from carom.validation import check_schedule
 
@@ -432,3 +432,42 @@ def test_its_parameters_are_those_of_its_schedule():
     other = VDM(Learned(-3.0, 1.0))
     other.load_state_dict(objective.state_dict())
     assert other.schedule.gamma_min.item() == -13.3
+
+
+def trained(steps: int, path, resume: bool = False) -> tuple[NeuralScore, Learned]:
+    """A score on the very schedule that is trained along."""
+    torch.manual_seed(0)
+    schedule = Learned(-8.0, 4.0, width=8)
+    score = NeuralScore(MLP(MLPConfig((1,), 8, 1)), Diffusion(Euclidean((1,)), schedule))
+    data = 0.5 + 0.5 * torch.randn(64, 1, generator=torch.Generator().manual_seed(1))
+    objective = VDM(schedule)
+    train(score, data, objective=objective, steps=steps, batch_size=16, checkpoint=path, resume=resume, progress=False)
+    return score, schedule
+
+
+def test_the_schedule_resumes_with_the_network_bit_for_bit(tmp_path):
+    whole, one = trained(6, tmp_path / "whole")
+    trained(3, tmp_path / "half")
+    half, two = trained(6, tmp_path / "half", resume=True)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), half.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+    assert not torch.equal(one.curve, Learned(-8.0, 4.0, width=8).curve)  # it did learn
+    # the file holds the schedule as it ended, and a plain load has it
+    torch.testing.assert_close(NeuralScore.load(tmp_path / "half").process.schedule.gamma_min, two.gamma_min.detach())
+
+
+def test_a_bound_of_other_settings_is_not_resumed(tmp_path):
+    score, schedule = trained(2, tmp_path / "c")
+    with pytest.raises(
+        ValueError, match=r"belongs to another training: objective is .*steps=None.* there and .*steps=5"
+    ):
+        train(
+            score,
+            torch.zeros(64, 1),
+            objective=VDM(schedule, steps=5),
+            steps=4,
+            batch_size=16,
+            checkpoint=tmp_path / "c",
+            resume=True,
+            progress=False,
+        )
