@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -258,6 +258,20 @@ class FlowMatching(Schedule):
         return sigma / (1 + sigma)
 
 
+def _laplace(t: Tensor) -> Tensor:
+    """√(e^λ/(1 + e^λ)) with λ a Laplace quantile, the ᾱ of the table that goes by this name."""
+    half = 0.5 - t
+    return (-0.5 * half.sign() * (1 - 2 * half.abs() + 1e-6).log()).sigmoid().sqrt()
+
+
+#: ᾱ(t) up to a factor, for the tables β_i = min(1 − ᾱ(i/N)/ᾱ((i−1)/N), 0.999)
+_ALPHA_BARS: dict[str, Callable[[Tensor], Tensor]] = {
+    "squaredcos_cap_v2": lambda t: ((t + 0.008) / 1.008 * math.pi / 2).cos() ** 2,
+    "laplace": _laplace,
+    "exp": lambda t: (-12 * t).exp(),
+}
+
+
 class Discrete(VariancePreserving):
     """A variance-preserving schedule given by a table: level i of N at t_i = i/N has ᾱ_i = alphas_cumprod[i − 1].
 
@@ -297,17 +311,20 @@ class Discrete(VariancePreserving):
 
     @classmethod
     def from_betas(cls, name: str, N: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Discrete:
-        """The β tables that published networks were trained with: ``linear``, ``scaled_linear``, ``squaredcos_cap_v2``."""
+        """The β tables that published networks were trained with: ``linear``, ``scaled_linear``, ``sigmoid`` between beta_start and
+        beta_end; ``squaredcos_cap_v2``, ``laplace``, ``exp``, which need neither, from a function ᾱ(t)."""
         if name == "linear":
             betas = torch.linspace(beta_start, beta_end, N, dtype=torch.float64)
         elif name == "scaled_linear":
             betas = torch.linspace(beta_start**0.5, beta_end**0.5, N, dtype=torch.float64) ** 2
-        elif name == "squaredcos_cap_v2":
-            angle = (torch.linspace(0, 1, N + 1, dtype=torch.float64) + 0.008) / 1.008 * math.pi / 2
-            ab = angle.cos() ** 2
+        elif name == "sigmoid":
+            betas = beta_start + (beta_end - beta_start) * torch.linspace(-6, 6, N, dtype=torch.float64).sigmoid()
+        elif name in _ALPHA_BARS:
+            ab = _ALPHA_BARS[name](torch.linspace(0, 1, N + 1, dtype=torch.float64))
             betas = (1 - ab[1:] / ab[:-1]).clamp(max=0.999)
         else:
-            raise ValueError(f"from_betas: got {name!r}, expected 'linear', 'scaled_linear' or 'squaredcos_cap_v2'")
+            names = ("linear", "scaled_linear", "sigmoid", *_ALPHA_BARS)
+            raise ValueError(f"from_betas: got {name!r}, expected {', '.join(map(repr, names))}")
         return cls((1 - betas).cumprod(0))
 
     @property
