@@ -31,8 +31,7 @@ def from_diffusers(
     """(process, score) of a diffusers model.
 
     The process has a :class:`~carom.processes.Discrete` schedule of the scheduler's β table (level i + 1 has label i; labels between
-    are interpolated), or :class:`~carom.processes.FlowMatching`, where the label is ``num_train_timesteps``·t. The table is computed
-    anew in float64 from the config.
+    are interpolated), or :class:`~carom.processes.FlowMatching`, where the label is ``num_train_timesteps``·t.
 
     Args:
         model: ``UNet2DModel``, ``UNet2DConditionModel``, ``DiTTransformer2DModel`` or any callable ``(x, labels, **condition)`` that
@@ -145,20 +144,19 @@ def _predicts(config: Mapping[str, Any]) -> str:
 
 
 def _alphas_cumprod(config: Mapping[str, Any], own: Tensor | None) -> Tensor:
-    """ᾱ in float64 from what the config says, float32 tables being cumulative products of rounded numbers."""
+    """The scheduler's own ᾱ, which the model saw in training (of those that step in σ some end a table of zero SNR at 2⁻²⁴); from a mere
+    config, the same in float64."""
+    if own is not None:
+        return own.double()
     if config.get("trained_betas") is not None:
         table = (1 - torch.as_tensor(config["trained_betas"], dtype=torch.float64)).cumprod(0)
-    elif "beta_schedule" in config or own is None:
+    else:
         count, name, start, end = (_stated(config, key) for key in _TABLE)
         table = Discrete.from_betas(name, count, start, end).alphas_cumprod
-    else:
-        return own.double()
     if config.get("rescale_betas_zero_snr"):
         root = table.sqrt()
         # Lin et al. 2024, alg. 1: √ᾱ shifted to end at 0 and scaled to start where it did
         table = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
-    if own is not None and float(own[-1]) > 0 and float(table[-1]) == 0:
-        table[-1] = own[-1]  # schedulers that step in σ put a tiny number in place of 0
     return table
 
 
