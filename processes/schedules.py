@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..domains.tensors import number
+from ..domains.tensors import entries, number
 from .schedule import Schedule, UnitScale, VariancePreserving
 
 if TYPE_CHECKING:
@@ -339,8 +339,8 @@ class Discrete(VariancePreserving):
     def sigma(self, t: Tensor) -> Tensor:
         table, position = self._log_sigma.to(t.device), t.to(torch.float64) * len(self.alphas_cumprod)
         i = position.detach().floor().clamp(1, len(table) - 1).long()
-        left = table[i - 1]
-        above = (left + (position - i) * (table[i] - left)).exp()
+        left, right = entries(table, i - 1), entries(table, i)
+        above = (left + (position - i) * (right - left)).exp()
         if len(table) < len(self.alphas_cumprod):  # zero terminal SNR
             above = torch.where(position >= len(self.alphas_cumprod), torch.inf, above)
         return torch.where(position < 1, position * table[0].exp(), above).to(t.dtype)
@@ -348,7 +348,7 @@ class Discrete(VariancePreserving):
     def time(self, sigma: Tensor) -> Tensor:
         table, target = self._log_sigma.to(sigma.device), sigma.to(torch.float64)
         i = torch.searchsorted(table, target.log().contiguous()).clamp(1, len(table) - 1)
-        left = table[i - 1]
-        above = i + (target.log() - left) / (table[i] - left)
+        left, right = entries(table, i - 1), entries(table, i)
+        above = i + (target.log() - left) / (right - left)
         first = table[0].exp()
         return (torch.where(target < first, target / first, above) / len(self.alphas_cumprod)).to(sigma.dtype)

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from ..domains import Euclidean
-from ..domains.tensors import batch_shape, check_event, expand_right, per_batch, values_are_readable
+from ..domains.tensors import batch_shape, check_event, entries, expand_right, per_batch, values_are_readable
 from ..processes import Diffusion, Discrete, data_form, noise_form
 from ..processes.schedule import Schedule
 
@@ -280,9 +280,10 @@ class _Table:
         self.labels = labels
 
     def __call__(self, t: Tensor) -> Tensor:
-        labels, position = self.labels.to(t.device), t * len(self.labels)
+        labels, position = self.labels.to(t.device), _whole(t * len(self.labels), t.dtype)
         i = position.detach().floor().clamp(1, len(labels) - 1).long()
-        return labels[i - 1] + (position - i).clamp(min=0) * (labels[i] - labels[i - 1])
+        left, right = entries(labels, i - 1), entries(labels, i)
+        return left + (position - i).clamp(min=0) * (right - left)
 
 
 def _on_table(t: Tensor, schedule: Schedule, dtype: torch.dtype) -> Tensor:
@@ -291,9 +292,14 @@ def _on_table(t: Tensor, schedule: Schedule, dtype: torch.dtype) -> Tensor:
         return t
     count = len(schedule.alphas_cumprod)
     position = t * count
+    level = _whole(position, dtype)
+    return torch.where(level == position, t, level / count)
+
+
+def _whole(position: Tensor, dtype: torch.dtype) -> Tensor:
+    """Positions in a table, made whole where they are so up to the rounding of a t in ``dtype``."""
     level = position.detach().round()
-    near = (position - level).abs() <= torch.finfo(dtype).eps * level
-    return torch.where(near, level / count, t)
+    return torch.where((position - level).abs() <= torch.finfo(dtype).eps * level, level, position)
 
 
 def _refuse_pure_noise(scale: Tensor, t: Tensor, what: str, schedule: Schedule) -> None:
