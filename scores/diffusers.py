@@ -144,10 +144,12 @@ def _predicts(config: Mapping[str, Any]) -> str:
 
 
 def _alphas_cumprod(config: Mapping[str, Any], own: Tensor | None) -> Tensor:
-    """The scheduler's own ᾱ, which the model saw in training (of those that step in σ some end a table of zero SNR at 2⁻²⁴); from a mere
-    config, the same in float64."""
+    """The scheduler's own ᾱ, which the model saw in training; from a mere config, the same in float64."""
     if own is not None:
-        return own.double()
+        table = own.double()
+        if config.get("rescale_betas_zero_snr"):
+            table[-1] = 0  # those that step in σ write 2⁻²⁴, which is more than the level before has
+        return table
     if config.get("trained_betas") is not None:
         table = (1 - torch.as_tensor(config["trained_betas"], dtype=torch.float64)).cumprod(0)
     else:
