@@ -47,33 +47,25 @@ def from_diffusers(
     Raises ``TypeError``/``ValueError`` for what is not understood, and for ε-prediction on a table that ends at zero SNR.
     """
     if isinstance(model, (str, os.PathLike)):
-        model, own = _load(Path(model))
-        scheduler = own if scheduler is None else scheduler
+        model, saved = _load(Path(model))
+        scheduler = saved if scheduler is None else scheduler
     if scheduler is None:
         raise TypeError(
-            "scheduler: got none, expected a scheduler or its config; a model does not say how it was trained"
+            "scheduler: got none, expected a scheduler or its config: a model does not say how it was trained"
         )
     if not callable(model):
         raise TypeError(
             f"model: got {type(model).__name__}, expected a model of diffusers or the folder of a saved one"
         )
     scheduler = _scheduler(scheduler)
-    config = _config(scheduler)
-    event = _event_shape(model, event_shape)
-    model_config = _config(model)
-    twice = model_config.get("out_channels") == 2 * event[0] or "learned" in str(config.get("variance_type"))
+    config, domain = _config(scheduler), Euclidean(_event_shape(model, event_shape))
+    twice = _config(model).get("out_channels") == 2 * domain.event_shape[0]
+    twice |= "learned" in str(config.get("variance_type"))
     predicts = _predicts(config)
     if _is_flow(config):
-        process = Diffusion(Euclidean(event), FlowMatching())
-        count = _stated(config, "num_train_timesteps")
+        process, count = Diffusion(domain, FlowMatching()), _stated(config, "num_train_timesteps")
         return process, from_prediction(_Model(model), process, predicts, lambda t: count * t, learned_variance=twice)
-    table = _alphas_cumprod(config, getattr(scheduler, "alphas_cumprod", None))
-    if predicts == "noise" and (config.get("rescale_betas_zero_snr") or float(table[-1]) == 0):
-        raise ValueError(
-            "scheduler: got prediction_type 'epsilon' with a β table that ends at zero SNR, where noise says nothing about x0, expected "
-            "'v_prediction' or 'sample' as the model was trained; or, for a model trained on ε, rescale_betas_zero_snr=False"
-        )
-    process = Diffusion(Euclidean(event), Discrete(table))
+    process = Diffusion(domain, Discrete(_alphas_cumprod(scheduler, config, predicts)))
     return process, from_prediction(_Model(model), process, predicts, learned_variance=twice)
 
 
@@ -133,6 +125,10 @@ def _predicts(config: Mapping[str, Any]) -> str:
         kind = config.get("prediction_type", "flow_prediction")
     else:
         kind = _stated(config, "prediction_type")
+        if kind == "flow_prediction":
+            raise ValueError(
+                "scheduler: got prediction_type 'flow_prediction' on a β table, expected use_flow_sigmas=True"
+            )
         if config.get("timestep_type", "discrete") != "discrete":
             raise ValueError(
                 f"scheduler: got timestep_type {config['timestep_type']!r}, expected 'discrete'; wrap the model as a denoiser and use "
@@ -143,23 +139,36 @@ def _predicts(config: Mapping[str, Any]) -> str:
     return PREDICTS[kind]
 
 
-def _alphas_cumprod(config: Mapping[str, Any], own: Tensor | None) -> Tensor:
+def _alphas_cumprod(scheduler: Any, config: Mapping[str, Any], predicts: str) -> Tensor:
     """The scheduler's own ᾱ, which the model saw in training; from a mere config, the same in float64."""
-    if own is not None:
-        table = own.double()
-        if config.get("rescale_betas_zero_snr"):
-            table[-1] = 0  # those that step in σ write 2⁻²⁴, which is more than the level before has
-        return table
+    own = getattr(scheduler, "alphas_cumprod", None)
+    if own is None and not isinstance(scheduler, Mapping):
+        raise ValueError(
+            f"scheduler: got {type(scheduler).__name__}, expected one with a β table or a flow; wrap the model as a denoiser D(x, σ) and "
+            "use from_edm or from_k_diffusion"
+        )
+    table = _table_of(config) if own is None else own.double().clone()
+    if config.get("rescale_betas_zero_snr"):
+        table[-1] = 0  # schedulers that step in σ write 2⁻²⁴, which is more than the level before has
+    if predicts == "noise" and float(table[-1]) == 0:
+        raise ValueError(
+            "scheduler: got prediction_type 'epsilon' with a β table that ends at zero SNR, where noise says nothing about x0, expected "
+            "'v_prediction' or 'sample' as the model was trained; or, for a model trained on ε, rescale_betas_zero_snr=False"
+        )
+    return table
+
+
+def _table_of(config: Mapping[str, Any]) -> Tensor:
     if config.get("trained_betas") is not None:
         table = (1 - torch.as_tensor(config["trained_betas"], dtype=torch.float64)).cumprod(0)
     else:
         count, name, start, end = (_stated(config, key) for key in _TABLE)
         table = Discrete.from_betas(name, count, start, end).alphas_cumprod
-    if config.get("rescale_betas_zero_snr"):
-        root = table.sqrt()
-        # Lin et al. 2024, alg. 1: √ᾱ shifted to end at 0 and scaled to start where it did
-        table = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
-    return table
+    if not config.get("rescale_betas_zero_snr"):
+        return table
+    root = table.sqrt()
+    # Lin et al. 2024, alg. 1: √ᾱ shifted to end at 0 and scaled to start where it did
+    return ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
 
 
 def _event_shape(model: Any, told: Sequence[int] | None) -> tuple[int, ...]:

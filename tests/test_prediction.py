@@ -122,6 +122,16 @@ def test_a_prediction_score_serves_other_schedules_by_retiming(kind) -> None:
         torch.testing.assert_close(found.prediction(x, t)[0], target.prediction(x, t)[0], rtol=1e-9, atol=1e-9)
 
 
+def test_retiming_hands_on_one_time_or_one_per_sample() -> None:
+    seen = []
+    score = retime(lambda x, t: (seen.append(t), x)[1], Diffusion(PLANE, VP()), Diffusion(PLANE, EDM()))
+    x = torch.zeros(4, 3, 2, dtype=F64)
+    for t in (0.5, torch.tensor(0.5), torch.full((3,), 0.5), torch.full((4, 3, 1), 0.5)):
+        score(x, t)
+    assert [tuple(t.shape) for t in seen] == [(), (), (4, 3, 1), (4, 3, 1)]
+    assert all(float((t - seen[0]).abs().max()) == 0 for t in seen)
+
+
 def test_float32_loses_no_more_than_its_rounding() -> None:
     """From scale 6e-3 to 1, with noise, data and v, against float64 at the same float32 points."""
     truth = mixture(Discrete.ddpm(1000))
