@@ -12,6 +12,7 @@ from .denoisers import (
     VPredictionPreconditioning,
 )
 from .forward import simulate
+from .high_order import HighOrderScoreMatching
 from .implicit import ImplicitScoreMatching, SlicedScoreMatching
 from .levels import Constant, Levels, LogitNormalTime, LogNormal, LogUniform, MinSNR, UniformTime
 from .networks import MLP, MLPConfig, UNet, UNetConfig, register_network
@@ -42,6 +43,7 @@ __all__ = [
     "DomainDataset",
     "EDMPreconditioning",
     "ExplicitScoreMatching",
+    "HighOrderScoreMatching",
     "IDDPMPreconditioning",
     "ImplicitScoreMatching",
     "LatentImageScoreMatching",
