@@ -346,7 +346,7 @@ class Bare(Reflected):
 @pytest.mark.parametrize("name", ORDERS)
 def test_between_walls_the_exact_score_is_stationary_too(domain, model, data, name):
     """σ = .3 carries a third of the points over a wall. The gradient by θ at the exact score is 0 within 4 standard errors; at θ = .4
-    it is far from it. Without the fold's W (z in place of Wz) this fails by tens of standard errors."""
+    it is far from it. With z in place of Wz the first two orders fail by 20 to 40 standard errors."""
     sigma, n = 0.3, 30_000
     x0 = data(n)
     results = []

@@ -1,5 +1,12 @@
 """Neural scores: networks, preconditionings, objectives, training and the file they are kept in."""
 
+from .covariance import (
+    CovarianceHead,
+    ResidualHead,
+    ResidualMatching,
+    SecondMomentHead,
+    SecondMomentMatching,
+)
 from .data import digits, fashion_mnist, load_data, mnist, split, to_domain
 from .dataset import Data, DomainDataset, from_dataset
 from .denoisers import (
@@ -38,6 +45,7 @@ __all__ = [
     "Constant",
     "Data",
     "DataTransform",
+    "CovarianceHead",
     "DenoiserPreconditioning",
     "DenoisingScoreMatching",
     "DomainDataset",
@@ -60,6 +68,10 @@ __all__ = [
     "Probabilities",
     "Reflected",
     "ReflectedVelocity",
+    "ResidualHead",
+    "ResidualMatching",
+    "SecondMomentHead",
+    "SecondMomentMatching",
     "SlicedScoreMatching",
     "Terms",
     "TrainingResult",
