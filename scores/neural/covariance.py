@@ -114,10 +114,8 @@ class CovarianceHead(NeuralScore, ABC):
         """What stands between network and answer."""
 
     def __init__(self, network: nn.Module, process: Diffusion, preconditioning: Preconditioning | None = None):
-        if not isinstance(preconditioning, MomentUnits):
-            base = preconditioning or default_preconditioning(process.domain)
-            preconditioning = self.units(base, process.domain.bounded)
-        super().__init__(network, process, preconditioning)
+        base = preconditioning or default_preconditioning(process.domain)
+        super().__init__(network, process, self.units(base, process.domain.bounded))
 
     def forward(self, x: Tensor, t: float | Tensor, **condition: Any) -> Tensor:
         """h at x ``[*batch, *event]``, t a number, ``[*batch]`` or ``[*batch, 1, …, 1]``: x's shape and dtype."""
@@ -154,15 +152,14 @@ class CovarianceHead(NeuralScore, ABC):
         header = checkpoint.read(path, ()).header
         process = process or process_from_config(header["process"])
         config = header["preconditioning"]
-        if preconditioning is None:
-            base = preconditioning_from_config(config.get("base", config), process.domain)
-            preconditioning = cls.units(base, process.domain.bounded)
-            if config.get("type") != type(preconditioning).__name__:
-                raise ValueError(
-                    f"checkpoint: got {str(path)!r} with {config.get('type')}, expected {type(preconditioning).__name__}; load it with the "
-                    "class it was saved from"
-                )
-        head = super().load(path, network, process=process, preconditioning=preconditioning)
+        base = preconditioning or preconditioning_from_config(config.get("base", config), process.domain)
+        expected = type(cls.units(base, process.domain.bounded)).__name__
+        if config.get("type") != expected:
+            raise ValueError(
+                f"checkpoint: got {str(path)!r} with {config.get('type')}, expected {expected}, as {cls.__name__} has; load it with the "
+                "class it was saved from"
+            )
+        head = super().load(path, network, process=process, preconditioning=base)
         assert isinstance(head, CovarianceHead)
         return head
 
