@@ -102,9 +102,9 @@ def covariance(head: CovarianceHead):
 def test_gamma_and_optimal_variances_of_m1_by_exact_heads(kind):
     """E Var[ε | x] over x gives Γ and γ*² of formulas.md §5, by Gauss–Legendre on panels that resolve the narrowest component."""
     node, weight = np.polynomial.legendre.leggauss(20)
-    panels = np.linspace(-8, 8, 161)
-    x = torch.tensor((0.5 * (panels[1:] + panels[:-1])[:, None] + 0.05 * node).ravel())[:, None]
-    w = torch.tensor(np.tile(0.05 * weight, 160))
+    panels = np.linspace(-8, 8, 81)
+    x = torch.tensor((0.5 * (panels[1:] + panels[:-1])[:, None] + 0.1 * node).ravel())[:, None]
+    w = torch.tensor(np.tile(0.1 * weight, 80))
     rule = covariance(exact_head(kind, M1))
     share = [float((M1.log_prob(x, t).exp() * rule(x, t, moments(M1, x, t)[0])[:, 0] * w).sum()) for t in LEVELS]
     gamma = (1 - torch.tensor(share, dtype=DOUBLE)) / M1.process.schedule.std(LEVELS) ** 2
