@@ -1,7 +1,7 @@
 """What matching derivatives does for the density of the probability flow: a small network on a mixture in the plane, three orders.
 
 Printed for each order: the score's error D_Fisher = ½∫g² E|s − ∇log q_t|² dt, that of its Jacobian, in the same units, and what they are
-about: KL(q₀ ‖ p₀) = D_ODE + KL(q_T ‖ N(0, I)) for the density p₀ of the flow (Lu et al. 2022, thm. 1), and −E log p₀, which is more by the
+about: KL(q₀ ‖ p₀) = D_ODE + KL(q_T ‖ N(0, I)) for the density p₀ of the flow (Lu et al. 2022), and −E log p₀, which is more by the
 entropy. "0" is σ_min here, "T" is σ_max. All in nats; means and standard errors of three seeds. The last row has the first order in
 about the time of the third.
 

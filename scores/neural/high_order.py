@@ -56,10 +56,10 @@ class HighOrderScoreMatching(ScoreMatching):
         A = σ^2\,\nabla s + I - \hatℓ_1 \hatℓ_1^\top
 
     u is the unit of the preconditioning (1/σ on bounded domains), hats pass no gradient, see the module for ℓ. With ``second = trace =
-    third = 0`` it is :class:`LatentImageScoreMatching`, which in R^d is :class:`DenoisingScoreMatching`. In the units of the first, σ per
-    derivative, a change of the network's derivatives by its inputs counts at most once at every σ. With the exact score, where the
-    noise given x is N(·, cI), the four are c, (d + 1)c², 2c² and 2(d + 2)c³ over (σu)², which in R^d is about c: of unit size where c ≈ 1,
-    and smaller at large σ.
+    third = 0`` it is :class:`LatentImageScoreMatching`, which in R^d is :class:`DenoisingScoreMatching`. Each derivative adds a σ to the
+    unit of the first, so that with inputs X/√(σ² + data²) a change of ∂F by them counts σ/√(σ² + data²) ≤ 1, and no σ drowns the others.
+    With the exact score, where the noise given x is N(·, cI), the four are c, (d + 1)c², 2c² and 2(d + 2)c³ over (σu)², which in R^d is
+    about c: of unit size at small σ, where c is 1, and smaller at large σ.
 
     Args:
         first, second, trace, third: a, at least 0 and not all 0; ``third=0`` makes it second order. The source weighs 1, λ₁, λ₁, λ₂.
@@ -71,7 +71,7 @@ class HighOrderScoreMatching(ScoreMatching):
         weight: w, a function of σ ``[*batch]``; 1 by default. w = (σu)² gives the unweighted losses of the source.
 
     Needs a ``FoldedDomain``, of which ``Euclidean`` is the plainest, and a network with continuous derivatives of one order more, such as
-    SiLU gives. No value is read on the way: no host sync. Lu et al. 2022, eq. 10–17.
+    SiLU gives. No value is read on the way: no host sync. Lu et al. 2022.
     """
 
     first: float = 1.0
