@@ -317,6 +317,11 @@ class Discrete(VariancePreserving):
         return 1 - self.alphas_cumprod / torch.cat([torch.ones(1, dtype=torch.float64), self.alphas_cumprod[:-1]])
 
     @property
+    def kinks(self) -> Sequence[float]:
+        count = len(self.alphas_cumprod)
+        return [i / count for i in range(1, count)]
+
+    @property
     def sigma_min(self) -> float:
         return self._range[0]
 
