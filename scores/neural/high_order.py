@@ -23,16 +23,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...domains import FoldedDomain
 from ...domains.tensors import event_sum, expand_right, is_int, number
 from .divergence import signs, slope
+from .layers import LayerNorm
 from .levels import Levels
 from .objectives import ScoreMatching, Terms, latent_image, noise_unit
 
 if TYPE_CHECKING:
     from .score import NeuralScore
+
+Pullback = Callable[[Tensor], Tensor]
 
 
 class Residuals(NamedTuple):
@@ -71,7 +74,8 @@ class HighOrderScoreMatching(ScoreMatching):
         weight: w, a function of σ ``[*batch]``; 1 by default. w = (σu)² gives the unweighted losses of the source.
 
     Needs a ``FoldedDomain``, of which ``Euclidean`` is the plainest, and a network with continuous derivatives of one order more, such as
-    SiLU gives. No value is read on the way: no host sync. Lu et al. 2022.
+    SiLU gives. Third order refuses PyTorch's own LayerNorm and BatchNorm, whose third derivatives are silently wrong. No value is read
+    on the way: no host sync. Lu et al. 2022.
     """
 
     first: float = 1.0
@@ -98,27 +102,28 @@ class HighOrderScoreMatching(ScoreMatching):
                 f"HighOrderScoreMatching: got {domain!r}, whose reflection is no folding, expected a FoldedDomain such as Euclidean or "
                 "Hypercube, where the noise between a state and an image of its data is Gaussian; use ImplicitScoreMatching"
             )
+        if self.third:
+            _check_layers(score.network)
         sigma = self._begin(score, x0, generator)
         level, x, target = latent_image(domain, x0, sigma, generator)
         keep = torch.is_grad_enabled()
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            value = score.at_level(x, sigma, **condition)
-            directions = self._directions(x, sigma.dim(), generator)
-            parts = residuals(
-                value,
-                x,
-                -level * target,
-                level,
-                directions,
-                len(domain.event_shape),
-                third=self.third > 0,
-                create_graph=keep,
-            )
+            value, pull = self._evaluate(lambda u: score.at_level(u, sigma, **condition), x, keep)
+            directions, ndim = self._directions(x, sigma.dim(), generator), len(domain.event_shape)
+            parts = residuals(value, pull, x, -level * target, level, directions, ndim, third=self.third > 0, keep=keep)
             loss = self.first * parts.first + self.second * parts.second
             loss = loss + self.trace * parts.trace + self.third * parts.third
             loss = loss / (level * noise_unit(score, level)) ** 2
         return self._end(sigma, loss if keep else loss.detach())
+
+    def _evaluate(self, function: Callable[[Tensor], Tensor], x: Tensor, keep: bool) -> tuple[Tensor, Pullback]:
+        """(s at x, v ↦ vᵀ∂s). For the third order by torch.func, inside which the library's layers are right at every order."""
+        if self.third:
+            value, pull = torch.func.vjp(function, x)  # type: ignore[misc]
+            return value, lambda v: pull(v.expand_as(value))[0]
+        value = function(x)
+        return value, lambda v: slope((v * value).sum(), x, keep)
 
     def _directions(self, x: Tensor, batch_ndim: int, generator: torch.Generator | None) -> list[tuple[float, Tensor]]:
         """(share, v) with Σ share·vvᵀ the identity, at least in the mean: the axes, or random signs. None where no derivative counts."""
@@ -130,8 +135,19 @@ class HighOrderScoreMatching(ScoreMatching):
         return [(1.0, v.reshape(event)) for v in torch.eye(event.numel(), dtype=x.dtype, device=x.device)]
 
 
+def _check_layers(network: nn.Module) -> None:
+    """Refuse layers of PyTorch whose third derivatives are silently wrong (pytorch issue 175754)."""
+    for layer in network.modules():
+        if isinstance(layer, (nn.LayerNorm, nn.modules.batchnorm._BatchNorm)) and not isinstance(layer, LayerNorm):
+            raise TypeError(
+                f"network: got one with PyTorch's {type(layer).__name__}, whose third derivatives are wrong, expected none for third > 0; "
+                "use scores.neural.layers.LayerNorm or nn.GroupNorm(1, width), or third=0"
+            )
+
+
 def residuals(
     value: Tensor,
+    pull: Pullback,
     x: Tensor,
     z: Tensor,
     level: Tensor,
@@ -139,10 +155,12 @@ def residuals(
     ndim: int,
     *,
     third: bool,
-    create_graph: bool,
+    keep: bool,
 ) -> Residuals:
-    """Of a score's ``value`` at ``x``, from which it was computed row by row, with noise ``z`` at ``level`` = σ, in broadcast form. The
-    event has ``ndim`` dimensions. Without ``directions`` all but the first are 0, and the third unless asked for.
+    """Of a score's ``value`` at ``x``, from which it was computed row by row, with noise ``z`` at ``level`` = σ, in broadcast form.
+
+    ``pull(v)`` is vᵀ∂s, and leads to x where ``third`` is asked for; the event has ``ndim`` dimensions; ``keep`` makes the third
+    differentiable. Without ``directions`` all but the first are 0, and the third unless asked for.
 
     Of each direction v: ℓ_2 v = σ²∂(v·s) + v (of ℓ_2 transposed, where a network is no gradient) and Av = ℓ_2 v − (ℓ_1·v) ℓ_1; the rest
     is made of v·Av, v·∂(v·s) and these.
@@ -156,7 +174,7 @@ def residuals(
     second, cubic, trace = torch.zeros_like(x), torch.zeros_like(x), torch.zeros_like(level)
     divergence = torch.zeros_like(level)
     for share, v in directions:
-        row = slope((v * value).sum(), x, create_graph or third)
+        row = pull(v)
         curved, along = level**2 * row + v, inner(known, v)
         left = curved - along * known
         second, trace = second + share * left.square(), trace + share * inner(v, left)
@@ -165,6 +183,6 @@ def residuals(
             divergence = divergence + share * inner(v, row)
             cubic = cubic + share * ((along**2 - inner(v, curved)) * known - 2 * along * curved)
     if third:
-        cubic = level**3 * slope(divergence.sum(), x, create_graph) + cubic
+        cubic = level**3 * slope(divergence.sum(), x, keep) + cubic
     size = x.shape[x.dim() - ndim :].numel()
     return Residuals(first.square(), second, (trace.square() / size).expand_as(x), cubic.square())
