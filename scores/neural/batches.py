@@ -81,7 +81,8 @@ class Batches:
         """[x] or [x, label] of these samples."""
         if isinstance(self.data, TensorDataset):
             return _one_or_two(list(self.data[index]))
-        items = [self.data[i] for i in index.tolist()]
+        several = getattr(self.data, "__getitems__", None)  # torch's own name for reading many rows at once
+        items = [self.data[i] for i in index.tolist()] if several is None else several(index.tolist())
         if not isinstance(items[0], Sequence):
             return [torch.stack(items)]
         _one_or_two(items[0])
