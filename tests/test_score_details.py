@@ -8,10 +8,14 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from carom.domains import Euclidean, Hypercube, Product, Torus
-from carom.processes import VE, VP, Diffusion, Discrete, Learned
+from carom.processes import EDM, VE, VP, Diffusion, Discrete, Learned
 from carom.scores.checkpoints import find_weights
 from carom.scores.neural import (
+    MLP,
+    ConditionalFlowMatching,
     IDDPMPreconditioning,
+    MLPConfig,
+    NeuralScore,
     ReflectedVelocity,
     UniformTime,
     VelocityPreconditioning,
@@ -52,6 +56,21 @@ def test_c_skip_keeps_its_digits_where_it_is_small(column):
     torch.testing.assert_close(
         column.c_skip(sigma.float()).double(), 1 / (1 + sigma.float().double() ** power), rtol=1e-6, atol=0
     )
+
+
+def test_an_empty_batch_has_an_empty_prediction():
+    """As it has an empty score; networks that flatten events cannot be asked."""
+    score = NeuralScore(MLP(MLPConfig((2,), 8, 1)), Diffusion(Euclidean((2,)), VP()), VPredictionPreconditioning())
+    data, noise = score.prediction(torch.zeros(0, 2), 0.5)
+    assert data.shape == noise.shape == score(torch.zeros(0, 2), 0.5).shape == (0, 2)
+
+
+def test_flow_matching_draws_times_whose_levels_span_the_range_of_the_process():
+    """σ = t/(1 − t): from t = σ_min/(1 + σ_min) on, here a third for σ_min = ½; and half way between the ends t = (1/3 + 3/4)/2."""
+    levels = ConditionalFlowMatching().default(Diffusion(Euclidean((1,)), EDM(0.5, 3.0)))
+    t = (1 / 3 + 3 / 4) / 2
+    expected = torch.tensor([0.5, t / (1 - t), 3.0], dtype=DOUBLE)
+    torch.testing.assert_close(levels.quantile(torch.tensor([0.0, 0.5, 1.0], dtype=DOUBLE)), expected)
 
 
 def test_steps_need_a_table_that_has_them():
@@ -122,6 +141,15 @@ def test_averages_are_told_by_the_word(average, plain, found):
     tensors |= {average + k: torch.ones_like(v) for k, v in names.items()}
     assert all(bool((v == found).all()) for v in find_weights(tensors, network, ema=True).values())
     assert all(bool((v == 0).all()) for v in find_weights(tensors, network, ema=False).values())
+
+
+def test_a_list_of_averages_leaves_frozen_parameters_out():
+    """Averages are kept of what is trained: with the bias frozen, of the weight alone."""
+    network = nn.Linear(2, 2)
+    network.bias.requires_grad_(False)
+    tensors = {"model.weight": torch.zeros(2, 2), "model.bias": torch.zeros(2), "ema.shadow_params.0": torch.ones(2, 2)}
+    found = find_weights(tensors, network, ema=True)
+    assert bool((found["weight"] == 1).all()) and bool((found["bias"] == 0).all())
 
 
 def test_turned_and_upright_photographs_of_one_size_go_together(tmp_path):
