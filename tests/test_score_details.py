@@ -1,5 +1,7 @@
 """Details of neural scores that a change of one sign, factor or place would alter: closed forms, each by hand."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import Dataset
 
-from carom.domains import Euclidean, Hypercube, Product, Torus
+from carom.domains import Euclidean, Hypercube, Product, RegularSimplex, Torus
 from carom.processes import EDM, VE, VP, Diffusion, Discrete, Learned
 from carom.scores.checkpoints import find_weights
 from carom.scores.neural import (
@@ -24,6 +26,8 @@ from carom.scores.neural import (
 )
 from carom.scores.neural.batches import Batches
 from carom.scores.neural.classifier import CrossEntropy, NoisyClassifier
+from carom.scores.neural.levels import stratified
+from carom.scores.neural.reflected import wall_layer
 from carom.solvers import iddpm_levels
 
 DOUBLE = torch.float64
@@ -71,6 +75,21 @@ def test_flow_matching_draws_times_whose_levels_span_the_range_of_the_process():
     t = (1 / 3 + 3 / 4) / 2
     expected = torch.tensor([0.5, t / (1 - t), 3.0], dtype=DOUBLE)
     torch.testing.assert_close(levels.quantile(torch.tensor([0.0, 0.5, 1.0], dtype=DOUBLE)), expected)
+
+
+@pytest.mark.parametrize("n", [2, 3, 1000])
+def test_no_stratum_ends_at_one(n, monkeypatch):
+    """(n − 1 + shift)/n rounds to 1 in float32 for the largest shift below 1; the quantile there may be infinite."""
+    largest = torch.tensor(1.0).nextafter(torch.tensor(0.0))
+    monkeypatch.setattr(torch, "rand", lambda *size, **options: largest)
+    u = stratified(torch.Size([n]), torch.zeros(()), None)
+    assert bool((u < 1).all()) and bool((u >= 0).all())
+
+
+def test_walls_of_a_triangle_are_damped_within_half_its_inradius():
+    """The triangle of three categories has sides √2, and an inscribed circle of radius √2·√3/6; on a cube the layer is a quarter."""
+    assert wall_layer(RegularSimplex(3)) == pytest.approx(math.sqrt(6) / 12)
+    assert wall_layer(Hypercube((2,))) == 0.25
 
 
 def test_steps_need_a_table_that_has_them():
