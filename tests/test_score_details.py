@@ -18,6 +18,7 @@ from carom.scores.neural import (
     IDDPMPreconditioning,
     MLPConfig,
     NeuralScore,
+    Reflected,
     ReflectedVelocity,
     UniformTime,
     VelocityPreconditioning,
@@ -27,7 +28,7 @@ from carom.scores.neural import (
 from carom.scores.neural.batches import Batches
 from carom.scores.neural.classifier import CrossEntropy, NoisyClassifier
 from carom.scores.neural.levels import stratified
-from carom.scores.neural.reflected import wall_layer
+from carom.scores.neural.reflected import circle_unit, wall_layer
 from carom.solvers import iddpm_levels
 
 DOUBLE = torch.float64
@@ -84,6 +85,16 @@ def test_no_stratum_ends_at_one(n, monkeypatch):
     monkeypatch.setattr(torch, "rand", lambda *size, **options: largest)
     u = stratified(torch.Size([n]), torch.zeros(()), None)
     assert bool((u < 1).all()) and bool((u >= 0).all())
+
+
+def test_beyond_flat_kernels_nothing_changes_any_more():
+    """From σ = 2w on networks hear ¼ ln 2 and units stay; on a circle from σ = 1 on, where u = 2π e^{−2π²} √2 to 1e-17."""
+    column = Reflected(Hypercube((1,)))
+    sigma = torch.tensor([[2.0], [2.5], [5.0]], dtype=DOUBLE)
+    torch.testing.assert_close(column.c_noise(sigma), torch.full_like(sigma, math.log(2) / 4))
+    assert column.unit(sigma).unique().numel() == 1
+    flat = torch.full((2,), 2 * math.pi * math.exp(-2 * math.pi**2) * math.sqrt(2), dtype=DOUBLE)
+    torch.testing.assert_close(circle_unit(torch.tensor([1.0, 3.0], dtype=DOUBLE)), flat)
 
 
 def test_walls_of_a_triangle_are_damped_within_half_its_inradius():
