@@ -1,7 +1,7 @@
 """What has been sampled already: a file of JSON lines beside the samples, the first what was asked for, then one for each batch done.
 
-A line is written after the samples it speaks of are on disk, whole and at once, so that several processes may append to one file, and
-one that was cut short by a crash counts for nothing.
+A line is written after the samples it speaks of are on disk, whole and at once, so that several processes of a machine may append to
+one file; a line that a crash cut short counts for nothing.
 """
 
 from __future__ import annotations
@@ -66,11 +66,17 @@ class Journal:
 
     def add(self, batch: Batch) -> None:
         """Note a batch whose samples are on disk."""
-        # a line cut short before it must not swallow this one
-        line = ("\n" + json.dumps(asdict(batch)) + "\n").encode()
+        self._append(json.dumps(asdict(batch)) + "\n")
+
+    def mend(self) -> None:
+        """End a line that a crash cut short, so that it does not swallow the next."""
+        if not self.path.read_bytes().endswith(b"\n"):
+            self._append("\n")
+
+    def _append(self, text: str) -> None:
         file = os.open(self.path, os.O_WRONLY | os.O_APPEND)
         try:
-            os.write(file, line)
+            os.write(file, text.encode())
             os.fsync(file)
         finally:
             os.close(file)

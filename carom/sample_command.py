@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .checkpoints import DEFAULT, find_checkpoint
+from .bundled import DEFAULT, find_checkpoint
 from .console import DeviceName, clear_errors, console, find_device, say
 from .rules import GridName, Rule, WallName, make_grid, make_solver, make_wall
 
@@ -111,7 +111,9 @@ def sample_command(
         journal = Journal(output.journal, asked)
         _check(output, journal, resume, overwrite)
         workers.wait()  # nothing is written before all have looked
-        if workers.first and not resume:
+        if workers.first and resume:
+            journal.mend()
+        elif workers.first:
             output.path.parent.mkdir(parents=True, exist_ok=True)
             output.begin()
             journal.begin()

@@ -216,9 +216,7 @@ def _prepare(recipe: Recipe, score: NeuralScore, out: Path, count: int) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     recipe.write(beside(out))
     weights = sum(p.numel() for p in score.network.parameters())
-    say(
-        f"{type(score.network).__name__} of {weights:,} weights on {count:,} × {tuple(score.process.domain.event_shape)} in {score.process}"
-    )
+    say(f"{type(score.network).__name__} of {weights:,} weights, {count:,} rows of data, {score.process}")
 
 
 def _painter(score: NeuralScore, folder: Path, seed: int) -> Callable[[NeuralScore, int], None]:

@@ -14,11 +14,8 @@ DEFAULT = "fashion-mnist"
 def bundled() -> list[str]:
     """The names of the checkpoints that came along."""
     folder = resources.files(__package__) / "checkpoints"
-    return (
-        sorted(f.name.removesuffix(".safetensors") for f in folder.iterdir() if f.name.endswith(".safetensors"))
-        if folder.is_dir()
-        else []
-    )
+    names = [file.name for file in folder.iterdir()] if folder.is_dir() else []
+    return sorted(name.removesuffix(".safetensors") for name in names if name.endswith(".safetensors"))
 
 
 @contextmanager
