@@ -53,7 +53,8 @@ def _class(text: str, count: int, names: Sequence[str]) -> int:
         return int(text)
     if text in names:
         return names.index(text)
-    known = f", or {', '.join(names)}" if names else ""
+    words = [name for name in names if not name.isdecimal()]
+    known = f", or {', '.join(words)}" if words else ""
     raise ValueError(f"--classes: got {text!r}, expected numbers from 0 to {count - 1}{known}, 'all' or 'none'")
 
 

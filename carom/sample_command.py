@@ -17,7 +17,7 @@ import typer
 
 from .bundled import DEFAULT, find_checkpoint
 from .console import DeviceName, clear_errors, console, find_device, say
-from .rules import GridName, Rule, WallName, make_grid, make_solver, make_wall
+from .rules import GRIDS, GridName, Rule, WallName, make_grid, make_solver, make_wall
 
 if TYPE_CHECKING:
     import torch
@@ -46,9 +46,13 @@ def sample_command(
     solver: Annotated[
         Rule, typer.Option(metavar="NAME", help="The step rule; carom solvers --names lists them.")
     ] = Rule("heun"),
-    grid: Annotated[GridName, typer.Option(help="Where the steps go.")] = GridName("karras"),
+    grid: Annotated[GridName, typer.Option(metavar="NAME", help=f"Where the steps go: {', '.join(GRIDS)}.")] = GridName(
+        "karras"
+    ),
     levels: Annotated[int, typer.Option(min=1, help="Noise levels of the grid (adaptive: output times).")] = 18,
-    wall: Annotated[WallName, typer.Option(help="What happens at the boundary.")] = WallName.default,
+    wall: Annotated[
+        WallName, typer.Option(metavar="NAME", help=f"What happens at the boundary: {', '.join(WallName)}.")
+    ] = WallName.default,
     classes: Annotated[
         str | None,
         typer.Option(

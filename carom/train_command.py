@@ -93,7 +93,8 @@ def train_command(
     config: Annotated[Path | None, _option("A recipe, .json or .toml. Options and --set come after it.", FILES)] = None,
     write_config: Annotated[Path | None, _option("Write the recipe to this file, and train nothing.", FILES)] = None,
     resume: Annotated[
-        bool, _option("Go on with the checkpoint and its recipe; name what changes, such as --steps.", FILES)
+        bool,
+        _option("Go on with the checkpoint and its recipe; name what changes, such as --steps.", FILES, "--resume"),
     ] = False,
     metrics: Annotated[
         Path | None, _option("A file of JSON lines: loss, gradient norm, loss by noise level …", FILES)
@@ -105,8 +106,9 @@ def train_command(
 ) -> None:
     """Train a diffusion on your data. Ctrl-C leaves a checkpoint that --resume goes on with.
 
-    A training is a recipe: `carom train --config model.json` repeats one, options and --set change it. Several processes train one
-    model under `accelerate launch -m carom.cli train …`.
+    A training is a recipe: `carom train --config model.json` repeats one, options and --set change it.
+
+    Several processes train one model under `accelerate launch -m carom.cli train …`.
     """
     with clear_errors():
         given = {
@@ -172,7 +174,11 @@ def run(
     samples = None if pictures is None else _painter(score, pictures, recipe.training.seed)
     workers.wait()  # nothing is written before all have looked
     if workers.first:
-        _prepare(recipe, score, out, len(data))
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if not resume:
+            recipe.write(beside(out))
+        weights = sum(p.numel() for p in score.network.parameters())
+        say(f"{type(score.network).__name__} of {weights:,} weights, {len(data):,} rows of data, {score.process}")
     result = train(
         score,
         data,
@@ -188,6 +194,7 @@ def run(
         accelerator=workers.accelerator,
     )
     if workers.first:
+        recipe.write(beside(out))  # of a resumed training only now that it has been found to fit
         say(f"{result.steps} steps in {result.seconds:.1f} s, loss {result.loss:.4f} → {out}")
         if result.interrupted:
             say("Interrupted; go on with the same command and --resume")
@@ -210,13 +217,6 @@ def _check_out(out: Path, resume: bool) -> None:
             raise ValueError(
                 f"--out: {recipe}, where the recipe goes, holds something else; name another file"
             ) from None
-
-
-def _prepare(recipe: Recipe, score: NeuralScore, out: Path, count: int) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    recipe.write(beside(out))
-    weights = sum(p.numel() for p in score.network.parameters())
-    say(f"{type(score.network).__name__} of {weights:,} weights, {count:,} rows of data, {score.process}")
 
 
 def _painter(score: NeuralScore, folder: Path, seed: int) -> Callable[[NeuralScore, int], None]:
