@@ -114,8 +114,11 @@ def test_resuming_goes_on_where_training_stopped(tmp_path):
             ["train", "--data", "words.txt"],
             "neither a known name nor a file or folder; expected 'digits', 'fashion-mnist'",
         ),
-        (["train", "--data", "INTEGERS"], "expected bins = B for levels 0 … B − 1, or floats"),
-        (["train", "--data", "OUTSIDE", "--network", "mlp", "--steps", "1"], "lie outside Hypercube"),
+        (["train", "--data", "INTEGERS", "--network", "mlp"], "expected bins = B for levels 0 … B − 1, or floats"),
+        (
+            ["train", "--data", "OUTSIDE", "--network", "mlp", "--steps", "1"],
+            "8 of 8 values outside, the first 3 at (0, 0); expected in [0, 1]",
+        ),
         (["train", "--data", "FLAT", "--steps", "1"], "use --network mlp"),
     ],
 )
