@@ -13,6 +13,7 @@ from .domains.registry import from_config
 from .processes import EDM, VE, Diffusion, schedule_from_config
 from .recipe import DataRecipe, Recipe, TrainingRecipe
 from .scores.neural import (
+    VDM,
     ConditionalFlowMatching,
     Constant,
     Cosine,
@@ -127,6 +128,7 @@ def build_objective(spec: Spec | None, process: Diffusion) -> Objective | None:
 
 
 def _objectives(process: Diffusion) -> dict[str, Callable[..., Objective]]:
+    schedule: Any = process.schedule  # VDM says itself which it takes
     return {
         "denoising": DenoisingScoreMatching,
         "simple": partial(DenoisingScoreMatching.simple, process),
@@ -137,6 +139,7 @@ def _objectives(process: Diffusion) -> dict[str, Callable[..., Objective]]:
         "latent-image": LatentImageScoreMatching,
         "implicit": ImplicitScoreMatching,
         "sliced": SlicedScoreMatching,
+        "vdm": partial(VDM, schedule),
     }
 
 

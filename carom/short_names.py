@@ -27,6 +27,7 @@ SHORT: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
         "sub-vp": ("SubVP", ("beta_min", "beta_max")),
         "cosine": ("CosineVP", ("offset",)),
         "flow": ("FlowMatching", ()),
+        "learned": ("Learned", ()),
     },
     "network": {
         "unet": ("UNet", ()),
@@ -55,6 +56,7 @@ SHORT: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
         "latent-image": ("latent-image", ()),
         "implicit": ("implicit", ()),
         "sliced": ("sliced", ("probes",)),
+        "vdm": ("vdm", ("steps",)),
     },
 }
 

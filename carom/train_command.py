@@ -161,6 +161,8 @@ def run(
     pictures_every: int,
 ) -> None:
     """Train by a recipe; the first process alone writes and speaks."""
+    from torch.nn import Module
+
     from .assemble import build, build_objective, train_arguments
     from .scores.neural import train
     from .scores.neural.workers import find_workers
@@ -170,7 +172,9 @@ def run(
     objective = build_objective(recipe.objective, score.process)
     workers = find_workers(None)
     if workers.accelerator is None:
-        score.to(find_device(device))
+        for module in (score, objective):
+            if isinstance(module, Module):
+                module.to(find_device(device))
     samples = None if pictures is None else _painter(score, pictures, recipe.training.seed)
     workers.wait()  # nothing is written before all have looked
     if workers.first:

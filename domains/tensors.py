@@ -85,6 +85,11 @@ def expand_right(value: Tensor, ndim: int) -> Tensor:
     return value.reshape(value.shape + (1,) * ndim)
 
 
+def entries(table: Tensor, index: Tensor) -> Tensor:
+    """``table[index]`` for a table ``[n]`` and an index of any shape: plain indexing would read one that is 0-d on the host."""
+    return table[index.unsqueeze(-1)].squeeze(-1)
+
+
 def as_like(value: float | Tensor | np.ndarray, x: Tensor) -> Tensor:
     """``value`` as a tensor of x's dtype and device."""
     return torch.as_tensor(value, dtype=x.dtype, device=x.device)

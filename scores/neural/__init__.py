@@ -4,6 +4,8 @@ from .classifier import ClassifierMLP, ClassifierMLPConfig, CrossEntropy, NoisyC
 from .conservative import Conservative, ConservativeConfig
 from .data import digits, fashion_mnist, load_data, mnist, split, to_domain
 from .dataset import Data, DomainDataset, from_dataset
+from .ddpm import Hybrid, LearnedVariance, LevelTerms, Levelwise, VariationalBound
+from .decoders import Bins
 from .denoisers import (
     DenoiserPreconditioning,
     EDMPreconditioning,
@@ -38,9 +40,12 @@ from .training import TrainingResult, train
 from .transforms import AffineValues, DataTransform, Probabilities, affine_values, transform_from_config
 from .unet import UNet, UNetConfig
 from .updates import Cosine
+from .vdm import VDM, Bound
 
 __all__ = [
     "AffineValues",
+    "Bins",
+    "Bound",
     "ClassifierMLP",
     "ClassifierMLPConfig",
     "ConditionalFlowMatching",
@@ -60,10 +65,14 @@ __all__ = [
     "EquivariantConfig",
     "EquivariantMLP",
     "ExplicitScoreMatching",
+    "Hybrid",
     "IDDPMPreconditioning",
     "ImplicitScoreMatching",
     "LatentImageScoreMatching",
+    "LearnedVariance",
+    "LevelTerms",
     "Levels",
+    "Levelwise",
     "LogNormal",
     "LogUniform",
     "LogitNormalTime",
@@ -84,9 +93,11 @@ __all__ = [
     "UNet",
     "UNetConfig",
     "UniformTime",
+    "VDM",
     "VEPreconditioning",
     "VPPreconditioning",
     "VPredictionPreconditioning",
+    "VariationalBound",
     "VelocityPreconditioning",
     "affine_values",
     "arrays",

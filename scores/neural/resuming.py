@@ -34,8 +34,8 @@ def resume(
             f"resume: got {str(path)!r}, which holds a finished score without training state; expected a file written by "
             f"train(checkpoint=…). To start from its weights: {type(model).__name__}.load, then train without resume"
         )
-    ours = json.loads(json.dumps(model.header() | {"ema": settings["ema"] is not None}))
-    theirs = {k: v for k, v in file.header.items() if k != "training"}
+    ours = _fixed(json.loads(json.dumps(model.header() | {"ema": settings["ema"] is not None})))
+    theirs = _fixed({k: v for k, v in file.header.items() if k != "training"})
     if not ("data" in ours and "data" in theirs):  # not everybody says how the data were stored
         ours.pop("data", None), theirs.pop("data", None)
     differences = _differences(theirs, ours) + _differences(state["settings"], json.loads(json.dumps(settings)))
@@ -74,8 +74,20 @@ def _slots(file: files.Checkpoint, parameters: list[nn.Parameter]) -> dict[int, 
     return slots
 
 
+def _fixed(header: dict[str, Any]) -> dict[str, Any]:
+    """A header without what training changes: the values of a schedule that is trained along, which travel with the objective."""
+    process = header["process"]
+    schedule = process.get("schedule")
+    if not isinstance(schedule, dict) or schedule.get("type") != "Learned":
+        return header
+    kept = {k: v for k, v in schedule.items() if k not in ("gamma_min", "gamma_max", "curve")}
+    return header | {"process": process | {"schedule": kept}}
+
+
 def describe(value: Any) -> Any:
     """A setting as a checkpoint names it: the same in every process, so functions go by their names."""
+    if isinstance(value, nn.Module):
+        return {"type": type(value).__name__, "settings": value.extra_repr()}
     if dataclasses.is_dataclass(value):
         return {"type": type(value).__name__} | {
             f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)
