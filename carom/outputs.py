@@ -63,6 +63,7 @@ class ArrayFile(Output):
 
     def begin(self) -> None:
         like = self.rows(torch.zeros((1, *self.score.process.domain.event_shape), dtype=self.dtype))
+        self.journal.unlink(missing_ok=True)  # first: it speaks of what goes now
         self.room.unlink(missing_ok=True)
         # sparse: what is not written takes no space
         np.lib.format.open_memmap(self.room, mode="w+", dtype=like.dtype, shape=(self.n, *like.shape[1:])).flush()
@@ -135,6 +136,7 @@ class Folder(Output):
     def begin(self) -> None:
         if self.exists and not self.journal.exists():
             raise ValueError(f"--overwrite: {self.path} holds other things than samples; name another folder")
+        self.journal.unlink(missing_ok=True)  # first: it speaks of what goes now
         shutil.rmtree(self.path, ignore_errors=True)
         self.path.mkdir(parents=True)
 

@@ -89,16 +89,8 @@ def sample_command(
         output = find_output(out, score, n, points, kind)
         workers = find_workers(None)
         place = find_device(device) if workers.accelerator is None else workers.accelerator.device
-        work = Work(
-            score.to(place),
-            make_solver(solver),
-            make_grid(grid.value, score.process, levels),
-            wall,
-            labels,
-            seed,
-            kind,
-            place,
-        )
+        times = make_grid(grid.value, score.process, levels)
+        work = Work(score.to(place), make_solver(solver), times, wall, labels, seed, kind, place)
         asked = {
             "checkpoint": hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest(),
             "n": n,
@@ -114,14 +106,7 @@ def sample_command(
         }
         journal = Journal(output.journal, asked)
         _check(output, journal, resume, overwrite)
-        workers.wait()  # nothing is written before all have looked
-        if workers.first and resume:
-            journal.mend()
-        elif workers.first:
-            output.path.parent.mkdir(parents=True, exist_ok=True)
-            output.begin()
-            journal.begin()
-        workers.wait()
+        _begin(output, journal, workers, resume)
         try:
             _work(work, output, journal, workers, n, batch)
         except KeyboardInterrupt:
@@ -173,6 +158,17 @@ def _check(output: Output, journal: Journal, resume: bool, overwrite: bool) -> N
             raise ValueError(f"--resume: {output.path} is no longer there; start anew by --overwrite")
     elif output.exists and not (overwrite or output.replaces):
         raise ValueError(f"--out: {output.path} exists; go on by --resume, or replace it by --overwrite")
+
+
+def _begin(output: Output, journal: Journal, workers: Workers, resume: bool) -> None:
+    workers.wait()  # nothing is written before all have looked
+    if workers.first and resume:
+        journal.mend()
+    elif workers.first:
+        output.path.parent.mkdir(parents=True, exist_ok=True)
+        output.begin()
+        journal.begin()
+    workers.wait()
 
 
 def _work(work: Work, output: Output, journal: Journal, workers: Workers, n: int, size: int) -> None:

@@ -21,6 +21,7 @@ from carom.journal import Batch, Journal
 from carom.labels import Labels, every_class, find_labels
 from carom.outputs import ArrayFile, Folder
 from carom.processes import EDM, VE, Diffusion
+from carom.recipe import Recipe
 from carom.sample_command import _turns
 from carom.scores.neural import (
     MLP,
@@ -270,6 +271,15 @@ def test_an_interrupted_run_goes_on_to_the_same_samples(here, monkeypatch, name)
     assert Path(name).read_bytes() == Path(f"whole{name[1:]}").read_bytes()
 
 
+def test_starting_anew_forgets_what_was_done_before_it_goes(here, monkeypatch):
+    for name in ("x.npy", "pictures"):
+        sample("--n", 2, "--out", name)
+        with monkeypatch.context() as patch:  # a crash right after the old samples are gone
+            patch.setattr(Journal, "begin", lambda self: (_ for _ in ()).throw(OSError("disk full")))
+            assert "disk full" in sample("--n", 2, "--out", name, "--overwrite", code=2)
+        assert "is not there to say what was done" in sample("--n", 2, "--out", name, "--resume", code=2)
+
+
 def test_done_is_done(here, monkeypatch):
     sample("--n", 4, "--batch", 2, "--out", "x.npy")
     before = Path("x.npy").stat().st_mtime_ns
@@ -352,6 +362,16 @@ def test_without_a_name_the_checkpoint_that_came_along_is_sampled(here, monkeypa
     run("sample", "fashion-mnist", "--levels", 2, "--n", 2, "--out", "b.npy")
     assert np.array_equal(np.load("a.npy"), np.load("b.npy"))
     assert "expected a file or one of fashion-mnist" in run("sample", "mnist", code=2)
+
+
+def test_what_comes_along_is_small_and_has_its_recipe(here):
+    for name in bundled.bundled():
+        with bundled.find_checkpoint(name) as path:
+            assert path.stat().st_size <= 4 * 2**20
+            Recipe.read(path.with_suffix(".json"))
+        run("sample", name, "--levels", 2, "--n", 1, "--out", f"{name}.npy")
+        # written as pictures are stored, not as points
+        assert np.load(f"{name}.npy").dtype == np.uint8
 
 
 def test_an_installation_without_checkpoints_says_so(here, monkeypatch):
