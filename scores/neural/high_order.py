@@ -120,7 +120,7 @@ class HighOrderScoreMatching(ScoreMatching):
     def _evaluate(self, function: Callable[[Tensor], Tensor], x: Tensor, keep: bool) -> tuple[Tensor, Pullback]:
         """(s at x, v ↦ vᵀ∂s). For the third order by torch.func, inside which the library's layers are right at every order."""
         if self.third:
-            value, pull, *_ = torch.func.vjp(function, x)  # type: ignore[misc]
+            value, pull, *_ = torch.func.vjp(function, x)
             return value, lambda v: pull(v.expand_as(value))[0]
         value = function(x)
         return value, lambda v: slope((v * value).sum(), x, keep)
