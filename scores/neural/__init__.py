@@ -2,6 +2,13 @@
 
 from .classifier import ClassifierMLP, ClassifierMLPConfig, CrossEntropy, NoisyClassifier
 from .conservative import Conservative, ConservativeConfig
+from .covariance import (
+    CovarianceHead,
+    ResidualHead,
+    ResidualMatching,
+    SecondMomentHead,
+    SecondMomentMatching,
+)
 from .data import digits, fashion_mnist, load_data, mnist, split, to_domain
 from .dataset import Data, DomainDataset, from_dataset
 from .ddpm import Hybrid, LearnedVariance, LevelTerms, Levelwise, VariationalBound
@@ -18,6 +25,7 @@ from .denoisers import (
 from .dit import DiT, DiTConfig
 from .equivariant import EquivariantConfig, EquivariantMLP
 from .forward import simulate
+from .high_order import HighOrderScoreMatching
 from .implicit import ImplicitScoreMatching, SlicedScoreMatching
 from .levels import Constant, Levels, LogitNormalTime, LogNormal, LogUniform, MinSNR, UniformTime
 from .mlp import MLP, MLPConfig
@@ -56,6 +64,7 @@ __all__ = [
     "CrossEntropy",
     "Data",
     "DataTransform",
+    "CovarianceHead",
     "DenoiserPreconditioning",
     "DenoisingScoreMatching",
     "DiT",
@@ -65,6 +74,7 @@ __all__ = [
     "EquivariantConfig",
     "EquivariantMLP",
     "ExplicitScoreMatching",
+    "HighOrderScoreMatching",
     "Hybrid",
     "IDDPMPreconditioning",
     "ImplicitScoreMatching",
@@ -86,6 +96,10 @@ __all__ = [
     "Probabilities",
     "Reflected",
     "ReflectedVelocity",
+    "ResidualHead",
+    "ResidualMatching",
+    "SecondMomentHead",
+    "SecondMomentMatching",
     "SlicedScoreMatching",
     "Terms",
     "Trainable",
