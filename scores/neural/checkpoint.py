@@ -47,7 +47,11 @@ def write(
     metadata = {"format": kind, "version": str(VERSION), "header": json.dumps(header)}
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
+        # safetensors writes files that the owner alone can read: take the permissions that any new file has here
+        temporary.touch()
+        mode = temporary.stat().st_mode
         save_file(own, temporary, metadata)
+        temporary.chmod(mode)
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, target)
