@@ -16,7 +16,7 @@ VPredictionPreconditioning 1/(σ² + 1)        −σ/√(σ² + 1)        1/√(
 VelocityPreconditioning    1/(1 + σ)         −σ/(1 + σ)          1/(1 + σ)     t = σ/(1 + σ)        ε − x0
 =========================  ================  ==================  ============  ===================  ====================
 
-1 − c_skip is written out in each, for at small σ it is lost in 1 − c_skip.
+1 − c_skip is written out in each, for at small σ it is lost in 1 − c_skip, and so is c_skip itself where it is small at large σ.
 """
 
 from __future__ import annotations
@@ -227,6 +227,9 @@ class VPredictionPreconditioning(FinitePrediction):
     def c_in(self, sigma: Tensor) -> Tensor:
         return (sigma**2 + 1).rsqrt()
 
+    def c_skip(self, sigma: Tensor) -> Tensor:
+        return self.c_in(sigma) ** 2
+
     def c_noise(self, sigma: Tensor) -> Tensor:
         return (sigma.log() / 4).clamp(-5, 5)
 
@@ -256,6 +259,9 @@ class VelocityPreconditioning(FinitePrediction):
 
     def c_in(self, sigma: Tensor) -> Tensor:
         return 1 / (1 + sigma)
+
+    def c_skip(self, sigma: Tensor) -> Tensor:
+        return self.c_in(sigma)
 
     def c_noise(self, sigma: Tensor) -> Tensor:
         return 1 / (1 + 1 / sigma)  # 1 at σ = ∞

@@ -79,6 +79,16 @@ class UniformTime:
         number(self.high, "high", low=number(self.low, "low", low=0.0), open_low=True)
         if self.steps is not None and not is_int(self.steps, 1):
             raise ValueError(f"steps: got {self.steps!r}, expected a whole number of at least 1, or None")
+        if self.steps is None:
+            return
+        if not isinstance(self.schedule, Discrete):
+            raise TypeError(
+                f"steps: got {self.steps} on {self.schedule!r}, which has no table, expected a Discrete schedule, or None"
+            )
+        if self.steps > len(self.schedule.alphas_cumprod):
+            raise ValueError(
+                f"steps: got {self.steps}, expected at most the {len(self.schedule.alphas_cumprod)} levels of {self.schedule!r}"
+            )
 
     @classmethod
     def of(cls, process: Diffusion) -> UniformTime:
