@@ -96,9 +96,8 @@ def main() -> None:
     features = torch.no_grad()(net)
     score = NeuralScore.load(options.checkpoint)
     real = frechet_distance(x[: options.samples], held_out[-5000:], features)
-    print(
-        f"own CNN: {accuracy:.1%} right on held-out pictures; own-CNN FD of {options.samples} real pictures {real.value:.2f} ± {real.standard_error:.2f}"
-    )
+    print(f"own CNN: {accuracy:.1%} right on held-out pictures")
+    print(f"own-CNN FD of {options.samples} real pictures: {real.value:.2f} ± {real.standard_error:.2f}")
     counts = (5, 10, 20, 40)
     print(f"| solver | {' | '.join(f'{n} evaluations' for n in counts)} |\n|---|{'---|' * len(counts)}")
     condition = {"label": held_labels[: options.samples]}

@@ -48,16 +48,16 @@ def values_are_readable(*tensors: Tensor) -> bool:
     """False under ``torch.compile``, ``torch.func.vmap`` and for fake and meta tensors, where a check cannot read values."""
     if torch.compiler.is_compiling():
         return False
-    return not any(isinstance(x, FakeTensor) or x.is_meta or _is_batched(x) for x in tensors)
+    return not any(x.is_meta or _is_fake_or_batched(x) for x in tensors)
 
 
-def _is_batched(x: Tensor) -> bool:
-    """Whether ``vmap`` is at work on x, also beneath the wrappers of other transforms of ``torch.func``."""
+def _is_fake_or_batched(x: Tensor) -> bool:
+    """Whether x is fake or ``vmap`` is at work on it, also beneath the wrappers of other transforms of ``torch.func``."""
     while torch._C._functorch.is_functorch_wrapped_tensor(x):
         if torch._C._functorch.is_batchedtensor(x):
             return True
         x = torch._C._functorch.get_unwrapped(x)
-    return False
+    return isinstance(x, FakeTensor)
 
 
 def event_sum(x: Tensor, event_ndim: int) -> Tensor:
@@ -83,6 +83,11 @@ def event_flat(x: Tensor, event_ndim: int) -> Tensor:
 def expand_right(value: Tensor, ndim: int) -> Tensor:
     """``[*batch] -> [*batch, 1, …, 1]`` with ``ndim`` ones."""
     return value.reshape(value.shape + (1,) * ndim)
+
+
+def entries(table: Tensor, index: Tensor) -> Tensor:
+    """``table[index]`` for a table ``[n]`` and an index of any shape: plain indexing would read one that is 0-d on the host."""
+    return table[index.unsqueeze(-1)].squeeze(-1)
 
 
 def as_like(value: float | Tensor | np.ndarray, x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch.distributions import Distribution, constraints
 
 from ..domains import Domain, HeatKernel, KernelDomain, Product
 from ..domains.domain import uniform_law
-from ..domains.tensors import check_positive, event_sum, expand_right, per_batch
+from ..domains.tensors import batch_shape, check_positive, event_sum, expand_right, per_batch
 from .equations import Field, ForwardSDE, ProbabilityFlow, ReverseSDE
 from .schedule import Schedule
 
@@ -260,7 +260,9 @@ class retime:
     def _translate(self, x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
         # in float64: σ ↔ t amplifies rounding where σ is flat, and this is a few numbers per sample
         ndim = len(self.target.domain.event_shape)
-        at = expand_right(per_batch(torch.as_tensor(t, dtype=torch.float64), x.double(), ndim, "t"), ndim)
+        at = per_batch(torch.as_tensor(t, dtype=torch.float64), x.double(), ndim, "t")
+        if at.dim():  # a time for all stays one number, as scores take it
+            at = expand_right(at.expand(batch_shape(x, self.target.domain.event_shape)), ndim)
         time = self.source.schedule.time(self.target.schedule.sigma(at))
         ratio = self.source.schedule.scale(time) / self.target.schedule.scale(at)
         return ratio.to(x.dtype), time.to(x.dtype)

@@ -7,10 +7,13 @@ from typing import Any
 
 from ..domains.registry import domain_from_config, from_config
 from .diffusion import Diffusion
+from .learned import Learned
 from .schedule import Schedule
 from .schedules import EDM, VE, VP, CosineVP, Discrete, FlowMatching, SubVP
 
-SCHEDULES: dict[str, type[Schedule]] = {c.__name__: c for c in (VP, SubVP, VE, EDM, CosineVP, FlowMatching, Discrete)}
+SCHEDULES: dict[str, type[Schedule]] = {
+    c.__name__: c for c in (VP, SubVP, VE, EDM, CosineVP, FlowMatching, Discrete, Learned)
+}
 
 
 def schedule_from_config(config: Mapping[str, Any]) -> Schedule:

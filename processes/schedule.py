@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -69,6 +69,11 @@ class Schedule(ABC):
     @abstractmethod
     def sigma(self, t: Tensor) -> Tensor:
         """σ(t): noise-to-signal, increasing, σ(0) = 0."""
+
+    @property
+    def kinks(self) -> Sequence[float]:
+        """Times inside (0, t_max) at which derivatives jump, as in a table; quadrature over t should break there."""
+        return ()
 
     def config(self) -> dict[str, Any]:
         """``{"type": class name, **constructor arguments}``: how the schedule travels in a checkpoint."""

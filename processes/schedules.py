@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..domains.constants import OnDevice
-from ..domains.tensors import number
+from ..domains.tensors import entries, number
 from .schedule import Schedule, UnitScale, VariancePreserving
 
 if TYPE_CHECKING:
@@ -259,6 +259,20 @@ class FlowMatching(Schedule):
         return sigma / (1 + sigma)
 
 
+def _laplace(t: Tensor) -> Tensor:
+    """√(e^λ/(1 + e^λ)) with λ a Laplace quantile, the ᾱ of the table that goes by this name."""
+    half = 0.5 - t
+    return (-0.5 * half.sign() * (1 - 2 * half.abs() + 1e-6).log()).sigmoid().sqrt()
+
+
+#: ᾱ(t) up to a factor, for the tables β_i = min(1 − ᾱ(i/N)/ᾱ((i−1)/N), 0.999)
+_ALPHA_BARS: dict[str, Callable[[Tensor], Tensor]] = {
+    "squaredcos_cap_v2": lambda t: ((t + 0.008) / 1.008 * math.pi / 2).cos() ** 2,
+    "laplace": _laplace,
+    "exp": lambda t: (-12 * t).exp(),
+}
+
+
 class Discrete(VariancePreserving):
     """A variance-preserving schedule given by a table: level i of N at t_i = i/N has ᾱ_i = alphas_cumprod[i − 1].
 
@@ -300,23 +314,31 @@ class Discrete(VariancePreserving):
 
     @classmethod
     def from_betas(cls, name: str, N: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Discrete:
-        """The β tables that published networks were trained with: ``linear``, ``scaled_linear``, ``squaredcos_cap_v2``."""
+        """The β tables that published networks were trained with: ``linear``, ``scaled_linear``, ``sigmoid`` between beta_start and
+        beta_end; ``squaredcos_cap_v2``, ``laplace``, ``exp``, which need neither, from a function ᾱ(t)."""
         if name == "linear":
             betas = torch.linspace(beta_start, beta_end, N, dtype=torch.float64)
         elif name == "scaled_linear":
             betas = torch.linspace(beta_start**0.5, beta_end**0.5, N, dtype=torch.float64) ** 2
-        elif name == "squaredcos_cap_v2":
-            angle = (torch.linspace(0, 1, N + 1, dtype=torch.float64) + 0.008) / 1.008 * math.pi / 2
-            ab = angle.cos() ** 2
+        elif name == "sigmoid":
+            betas = beta_start + (beta_end - beta_start) * torch.linspace(-6, 6, N, dtype=torch.float64).sigmoid()
+        elif name in _ALPHA_BARS:
+            ab = _ALPHA_BARS[name](torch.linspace(0, 1, N + 1, dtype=torch.float64))
             betas = (1 - ab[1:] / ab[:-1]).clamp(max=0.999)
         else:
-            raise ValueError(f"from_betas: got {name!r}, expected 'linear', 'scaled_linear' or 'squaredcos_cap_v2'")
+            names = ("linear", "scaled_linear", "sigmoid", *_ALPHA_BARS)
+            raise ValueError(f"from_betas: got {name!r}, expected {', '.join(map(repr, names))}")
         return cls((1 - betas).cumprod(0))
 
     @property
     def betas(self) -> Tensor:
         """β_i = 1 − ᾱ_i/ᾱ_{i−1}, i = 1..N."""
         return 1 - self.alphas_cumprod / torch.cat([torch.ones(1, dtype=torch.float64), self.alphas_cumprod[:-1]])
+
+    @property
+    def kinks(self) -> Sequence[float]:
+        count = len(self.alphas_cumprod)
+        return [i / count for i in range(1, count)]
 
     @property
     def sigma_min(self) -> float:
@@ -329,8 +351,8 @@ class Discrete(VariancePreserving):
     def sigma(self, t: Tensor) -> Tensor:
         (table,), position = self._on_device(t.device), t.to(torch.float64) * len(self.alphas_cumprod)
         i = position.detach().floor().clamp(1, len(table) - 1).long()
-        left = table[i - 1]
-        above = (left + (position - i) * (table[i] - left)).exp()
+        left, right = entries(table, i - 1), entries(table, i)
+        above = (left + (position - i) * (right - left)).exp()
         if len(table) < len(self.alphas_cumprod):  # zero terminal SNR
             above = torch.where(position >= len(self.alphas_cumprod), torch.inf, above)
         return torch.where(position < 1, position * table[0].exp(), above).to(t.dtype)
@@ -338,7 +360,7 @@ class Discrete(VariancePreserving):
     def time(self, sigma: Tensor) -> Tensor:
         (table,), target = self._on_device(sigma.device), sigma.to(torch.float64)
         i = torch.searchsorted(table, target.log().contiguous()).clamp(1, len(table) - 1)
-        left = table[i - 1]
-        above = i + (target.log() - left) / (table[i] - left)
+        left, right = entries(table, i - 1), entries(table, i)
+        above = i + (target.log() - left) / (right - left)
         first = table[0].exp()
         return (torch.where(target < first, target / first, above) / len(self.alphas_cumprod)).to(sigma.dtype)

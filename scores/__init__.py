@@ -1,6 +1,26 @@
-"""Scores: closed forms, and neural ones in ``carom.scores.neural``."""
+"""Scores: closed forms, networks of other people, and neural ones of our own in ``carom.scores.neural``."""
 
+from .checkpoints import from_ddpm_checkpoint
+from .diffusers import from_diffusers
 from .empirical import EmpiricalScore
+from .energy import EnergyScore
 from .mixture import GaussianMixtureScore
+from .outward import Denoiser, to_k_diffusion
+from .predictions import PredictionScore, from_prediction, prediction
+from .research import from_edm, from_k_diffusion, from_score_sde
 
-__all__ = ["EmpiricalScore", "GaussianMixtureScore"]
+__all__ = [
+    "Denoiser",
+    "EmpiricalScore",
+    "EnergyScore",
+    "GaussianMixtureScore",
+    "PredictionScore",
+    "from_ddpm_checkpoint",
+    "from_diffusers",
+    "from_edm",
+    "from_k_diffusion",
+    "from_prediction",
+    "from_score_sde",
+    "prediction",
+    "to_k_diffusion",
+]

@@ -24,9 +24,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..domains import Euclidean
 from ..domains.tensors import number
 from ..processes import Diffusion, Equation, ProbabilityFlow, ReverseSDE
-from .forms import NOISE, Array, Levels
+from .forms import DATA, NOISE, Array, Form, Levels
 from .linear import LinearSolver, Stage, noise_levels, own_noise, readings, rows
 from .solver import Record
 
@@ -46,7 +47,7 @@ def forward_variance(start: Levels, end: Levels) -> Array:
 
 
 class OneStep(LinearSolver):
-    """A rule x' = keep·x + weight·ε + √variance·z. A subclass gives ``_table`` (and ``_from_noise`` if it can start at s = 0)."""
+    """A rule x' = keep·x + weight·P + √variance·z with P = ε, or what ``_form`` says. A subclass gives ``_table``."""
 
     order: float | None = 1
 
@@ -56,7 +57,7 @@ class OneStep(LinearSolver):
         keep, weight, variance = self._table(equation, levels)
         noise = np.sqrt(np.maximum(variance, 0.0))
         draws = int(bool(noise.any()))
-        read = readings(NOISE, start)
+        read = readings(self._form(equation), start)
         row = rows(keep, np.stack([*[noise] * draws, weight], 1))
         plan = []
         for i, (t, s) in enumerate(zip(start.t.tolist(), end.t.tolist(), strict=True)):
@@ -66,8 +67,12 @@ class OneStep(LinearSolver):
         return plan
 
     def _table(self, equation: Equation, levels: Levels) -> tuple[Array, Array, Array]:
-        """(keep, weight of ε, variance of the noise) of the n steps of a grid, each ``[n]``."""
+        """(keep, weight of the prediction, variance of the noise) of the n steps of a grid, each ``[n]``."""
         raise NotImplementedError
+
+    def _form(self, equation: Equation) -> Form:
+        """Which prediction the rule reads."""
+        return NOISE
 
 
 class DDIM(OneStep):
@@ -100,7 +105,16 @@ class DDIM(OneStep):
         start, end = levels[:-1], levels[1:]
         variance = self._variance(equation.process, start, end)  # type: ignore[attr-defined]
         left = np.sqrt(np.maximum(end.std**2 - variance, 0.0))
+        if self._form(equation) is DATA:
+            keep = left / start.std
+            return keep, end.scale - keep * start.scale, variance
         return end.scale / start.scale, left - end.scale * start.sigma, variance
+
+    def _form(self, equation: Equation) -> Form:
+        # from a level of scale s, x_s of size 1 would be a difference of numbers of size 1/s with ε; with D nothing cancels,
+        # but D itself does where it has to be made of a score
+        offered = isinstance(equation.domain, Euclidean) and hasattr(equation.score, "prediction")  # type: ignore[attr-defined]
+        return DATA if offered else NOISE
 
     def _renewed(self, equation: Equation, end: Levels) -> float:
         if self.variances is not None or self.eta > 1:

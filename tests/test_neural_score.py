@@ -14,7 +14,12 @@ from carom.domains.interval import interval_score
 from carom.processes import VE, VP, Diffusion
 from carom.scores.neural import (
     MLP,
+    Conservative,
+    DiT,
+    DiTConfig,
     EDMPreconditioning,
+    EquivariantConfig,
+    EquivariantMLP,
     MLPConfig,
     NeuralScore,
     Reflected,
@@ -79,6 +84,13 @@ class Labelled(nn.Module):
             (3, 12, 4),
         ),
         (UNet(UNetConfig(channels=12, multipliers=(1,))), (1, 5, 7)),
+        (UNet(UNetConfig(channels=8, heads=2, attention=(0, 2), rescale=True, embedding="fourier")), IMAGE),
+        (DiT(DiTConfig(width=16, depth=2)), IMAGE),
+        (DiT(DiTConfig(image_channels=3, image_size=(4, 6), width=12, depth=1, heads=3, dropout=0.1)), (3, 4, 6)),
+        (EquivariantMLP(EquivariantConfig(5, 16, 2)), (4,)),
+        (EquivariantMLP(EquivariantConfig(2, 16, 1, dropout=0.1)), (1,)),
+        (Conservative(MLP(MLPConfig((2, 3), 16, 1))), (2, 3)),
+        (Conservative(UNet(SMALL)), IMAGE),
     ],
 )
 def test_networks_keep_the_shape_start_at_zero_and_look_at_each_row_by_itself(network, event):
@@ -94,11 +106,18 @@ def test_networks_keep_the_shape_start_at_zero_and_look_at_each_row_by_itself(ne
 
 @pytest.mark.parametrize(
     "network",
-    [MLP(MLPConfig((1, 8, 8), 16, 1, dropout=0.5)), UNet(UNetConfig(channels=8, dropout=0.5))],
-    ids=["mlp", "unet"],
+    [
+        MLP(MLPConfig(IMAGE, 16, 1, dropout=0.5)),
+        UNet(UNetConfig(channels=8, dropout=0.5)),
+        DiT(DiTConfig(width=16, depth=1, dropout=0.5)),
+        EquivariantMLP(EquivariantConfig(5, 16, 1, dropout=0.5)),
+        Conservative(MLP(MLPConfig(IMAGE, 16, 1, dropout=0.5))),
+    ],
+    ids=["mlp", "unet", "dit", "equivariant", "conservative"],
 )
 def test_dropout_drops_in_training_only(network):
-    x, c_noise = torch.randn(2, *IMAGE), torch.zeros(2)
+    event = (4,) if isinstance(network, EquivariantMLP) else IMAGE
+    x, c_noise = torch.randn(2, *event), torch.zeros(2)
     randomise(network)
     assert not torch.equal(network(x, c_noise), network(x, c_noise))
     network.eval()
@@ -122,6 +141,29 @@ def test_dropout_drops_in_training_only(network):
             r"MLP: got x of shape \(2, 4\), expected \[B, 3\]",
         ),
         (lambda: UNet(SMALL)(torch.zeros(2, 3, 8, 8), torch.zeros(2)), r"expected \[B, 1, H, W\]"),
+        (lambda: UNetConfig(attention=(3,)), r"attention: got \(3,\), expected levels from 0 to 2"),
+        (lambda: UNetConfig(attention=(0,), heads=0), r"attention: got \(0,\) with heads=0"),
+        (lambda: UNetConfig(heads=32, attention=(0,)), r"heads: got 32, expected 0 or a divisor of level 0's 16"),
+        (lambda: UNetConfig(heads=-1), r"heads: got -1"),
+        (lambda: DiTConfig(image_size=7), r"image_size: got 7, expected one or two multiples of the patch 2"),
+        (lambda: DiTConfig(image_size=(8, 9)), r"image_size: got \(8, 9\)"),
+        (lambda: DiTConfig(image_size=(8, 8, 8)), r"image_size: got \(8, 8, 8\)"),
+        (lambda: DiTConfig(width=18, heads=2), r"width: got 18, expected a multiple of 4"),
+        (lambda: DiTConfig(heads=3), r"heads: got 3"),
+        (lambda: DiTConfig(depth=0), r"DiTConfig.depth: got 0"),
+        (
+            lambda: DiT(DiTConfig())(torch.zeros(2, 1, 8, 6), torch.zeros(2)),
+            r"DiT: got x of shape \(2, 1, 8, 6\), expected \[B, 1, 8, 8\]",
+        ),
+        (lambda: EquivariantConfig(1), r"categories: got 1, expected a whole number of at least 2"),
+        (lambda: EquivariantMLP(EquivariantConfig(4))(torch.zeros(2, 4), torch.zeros(2)), r"expected \[B, 3\]"),
+        (
+            lambda: MLPConfig((3,), embedding="random"),
+            r"embedding: got 'random', expected one of 'sinusoidal', 'fourier'",
+        ),
+        (lambda: MLPConfig((3,), classes=-1), r"classes: got -1"),
+        (lambda: MLPConfig((3,), classes=2, label_dropout=1.0), r"label_dropout: got 1, expected a share below 1"),
+        (lambda: MLPConfig((3,), label_dropout=0.1), r"label_dropout: got 0.1 with classes=0"),
     ],
 )
 def test_networks_refuse(make, message):

@@ -429,7 +429,7 @@ CASES = [
     (Hypercube((2,), high=2.0), 2, 40_000),
     (Simplex(4), 2, 40_000),
     (Torus((2,), 2.0), 2, 40_000),
-    (RegularSimplex(3), 4, 8_000),
+    (RegularSimplex(3), 8, 8_000),
     (Ball(2), 2, 8_000),
 ]
 

@@ -100,8 +100,7 @@ def forward_moments(schedule: Schedule, t: Tensor) -> None:
     By variation of constants, mean = m₀ e^{A} and var = e^{2A}(v₀ + ∫ g² e^{−2A}) with A = ∫ a: two integrals, by
     Gauss–Legendre collocation on panels that crowd towards both ends and end at the kinks of a table.
     """
-    top, levels = schedule.t_max, len(getattr(schedule, "alphas_cumprod", ()))
-    knots = np.arange(levels + 1) / levels if levels else np.zeros(0)
+    top, knots = schedule.t_max, np.asarray(schedule.kinks, dtype=np.float64)
     crowd = np.geomspace(float(t[0]), top, 80)
     ends = np.unique(np.concatenate([crowd, top - crowd, np.linspace(0, top, 101), knots]))
     ends = ends[(ends >= float(t[0])) & (ends <= top)]

@@ -1,7 +1,18 @@
 """Neural scores: networks, preconditionings, objectives, training and the file they are kept in."""
 
+from .classifier import ClassifierMLP, ClassifierMLPConfig, CrossEntropy, NoisyClassifier
+from .conservative import Conservative, ConservativeConfig
+from .covariance import (
+    CovarianceHead,
+    ResidualHead,
+    ResidualMatching,
+    SecondMomentHead,
+    SecondMomentMatching,
+)
 from .data import digits, fashion_mnist, load_data, mnist, split, to_domain
 from .dataset import Data, DomainDataset, from_dataset
+from .ddpm import Hybrid, LearnedVariance, LevelTerms, Levelwise, VariationalBound
+from .decoders import Bins
 from .denoisers import (
     DenoiserPreconditioning,
     EDMPreconditioning,
@@ -11,10 +22,14 @@ from .denoisers import (
     VPPreconditioning,
     VPredictionPreconditioning,
 )
+from .dit import DiT, DiTConfig
+from .equivariant import EquivariantConfig, EquivariantMLP
 from .forward import simulate
+from .high_order import HighOrderScoreMatching
 from .implicit import ImplicitScoreMatching, SlicedScoreMatching
 from .levels import Constant, Levels, LogitNormalTime, LogNormal, LogUniform, MinSNR, UniformTime
-from .networks import MLP, MLPConfig, UNet, UNetConfig, register_network
+from .mlp import MLP, MLPConfig
+from .networks import register_network
 from .objectives import (
     ConditionalFlowMatching,
     DenoisingScoreMatching,
@@ -28,24 +43,46 @@ from .preconditioning import Preconditioning
 from .readers import arrays, idx
 from .reflected import Reflected, ReflectedVelocity
 from .score import NeuralScore
+from .trainable import Trainable
 from .training import TrainingResult, train
 from .transforms import AffineValues, DataTransform, Probabilities, affine_values, transform_from_config
+from .unet import UNet, UNetConfig
+from .updates import Cosine
+from .vdm import VDM, Bound
 
 __all__ = [
     "AffineValues",
+    "Bins",
+    "Bound",
+    "ClassifierMLP",
+    "ClassifierMLPConfig",
     "ConditionalFlowMatching",
+    "Conservative",
+    "ConservativeConfig",
     "Constant",
+    "Cosine",
+    "CrossEntropy",
     "Data",
     "DataTransform",
+    "CovarianceHead",
     "DenoiserPreconditioning",
     "DenoisingScoreMatching",
+    "DiT",
+    "DiTConfig",
     "DomainDataset",
     "EDMPreconditioning",
+    "EquivariantConfig",
+    "EquivariantMLP",
     "ExplicitScoreMatching",
+    "HighOrderScoreMatching",
+    "Hybrid",
     "IDDPMPreconditioning",
     "ImplicitScoreMatching",
     "LatentImageScoreMatching",
+    "LearnedVariance",
+    "LevelTerms",
     "Levels",
+    "Levelwise",
     "LogNormal",
     "LogUniform",
     "LogitNormalTime",
@@ -53,20 +90,28 @@ __all__ = [
     "MLPConfig",
     "MinSNR",
     "NeuralScore",
+    "NoisyClassifier",
     "Objective",
     "Preconditioning",
     "Probabilities",
     "Reflected",
     "ReflectedVelocity",
+    "ResidualHead",
+    "ResidualMatching",
+    "SecondMomentHead",
+    "SecondMomentMatching",
     "SlicedScoreMatching",
     "Terms",
+    "Trainable",
     "TrainingResult",
     "UNet",
     "UNetConfig",
     "UniformTime",
+    "VDM",
     "VEPreconditioning",
     "VPPreconditioning",
     "VPredictionPreconditioning",
+    "VariationalBound",
     "VelocityPreconditioning",
     "affine_values",
     "arrays",

@@ -1,8 +1,8 @@
 """The file a neural score travels in: one safetensors file, tensors and a JSON header, nothing that runs code.
 
-Metadata: ``format`` = "carom.neural_score", ``version``, ``header`` (JSON). Tensors: ``network.*``, ``ema.*`` and, while training
-goes on, ``training.*``. Written to a temporary file in the same folder and moved into place: a reader or a crash never meets
-half a file.
+Metadata: ``format``, the kind of the model, ``version``, ``header`` (JSON). Tensors: ``network.*``, ``ema.*`` and, while training
+goes on, ``training.*`` and the ``objective.*`` of an objective that learns. Written to a temporary file in the same folder and moved
+into place: a reader or a crash never meets half a file.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-FORMAT = "carom.neural_score"
+SCORE, CLASSIFIER = "carom.neural_score", "carom.noisy_classifier"
+_CLASSES = {SCORE: "NeuralScore", CLASSIFIER: "NoisyClassifier"}
 VERSION = 1
 _REQUIRED = {"network", "preconditioning", "process", "ema"}
 _KNOWN = _REQUIRED | {"training"}
@@ -35,12 +36,14 @@ class Checkpoint(NamedTuple):
         return {k.removeprefix(prefix + "."): v for k, v in self.tensors.items() if k.startswith(prefix + ".")}
 
 
-def write(path: str | os.PathLike[str], header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+def write(
+    path: str | os.PathLike[str], header: Mapping[str, Any], tensors: Mapping[str, Tensor], kind: str = SCORE
+) -> None:
     """Write atomically. The folder must exist; a file of this name is replaced."""
     target = Path(path)
     # safetensors refuses views and shared memory (tied weights, channels-last): give each name memory of its own
     own = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
-    metadata = {"format": FORMAT, "version": str(VERSION), "header": json.dumps(header)}
+    metadata = {"format": kind, "version": str(VERSION), "header": json.dumps(header)}
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         save_file(own, temporary, metadata)
@@ -51,8 +54,10 @@ def write(path: str | os.PathLike[str], header: Mapping[str, Any], tensors: Mapp
         temporary.unlink(missing_ok=True)
 
 
-def read(path: str | os.PathLike[str], prefixes: tuple[str, ...] = ("network.", "ema.")) -> Checkpoint:
-    """Read the header and the tensors under these prefixes.
+def read(
+    path: str | os.PathLike[str], prefixes: tuple[str, ...] = ("network.", "ema."), kind: str = SCORE
+) -> Checkpoint:
+    """Read the header and the tensors under these prefixes of a file of this kind.
 
     Raises ``FileNotFoundError``, or ``ValueError`` for a file that is damaged, of another kind or from a newer version.
     """
@@ -61,21 +66,27 @@ def read(path: str | os.PathLike[str], prefixes: tuple[str, ...] = ("network.", 
         raise FileNotFoundError(f"checkpoint: got {str(source)!r}, which does not exist; train or save one first")
     try:
         with safe_open(source, framework="pt") as file:
-            header = _header(source, file.metadata() or {})
+            header = _header(source, file.metadata() or {}, kind)
             tensors = {k: file.get_tensor(k) for k in file.keys() if k.startswith(prefixes)}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ValueError(
             f"checkpoint: got {str(source)!r}, which is no readable safetensors file ({error}); expected one written by "
-            "NeuralScore.save or train; it may be cut short (copy it again) or of another kind"
+            f"{_CLASSES[kind]}.save or train; it may be cut short (copy it again) or of another kind"
         ) from error
     return Checkpoint(source, header, tensors)
 
 
-def _header(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    if metadata.get("format") != FORMAT:
+def _header(path: Path, metadata: Mapping[str, str], kind: str) -> dict[str, Any]:
+    found = metadata.get("format")
+    if found != kind:
+        advice = (
+            f"{_CLASSES[found]}.load reads it"
+            if found in _CLASSES
+            else "bare weights go into a network of your own with safetensors.torch.load_file, then "
+            f"{_CLASSES[kind]}(network, process)"
+        )
         raise ValueError(
-            f"checkpoint: got {str(path)!r}, a safetensors file of format {metadata.get('format')!r}, expected {FORMAT!r}; "
-            "bare weights go into a network of your own with safetensors.torch.load_file, then NeuralScore(network, process)"
+            f"checkpoint: got {str(path)!r}, a safetensors file of format {found!r}, expected {kind!r}; {advice}"
         )
     version = metadata.get("version", "")
     if not version.isdecimal() or int(version) > VERSION:

@@ -26,12 +26,17 @@ def sliced_diagonal(
     One backward pass per probe. The sum over the event is Hutchinson's estimator. Of all laws of v with independent entries of
     variance 1, signs give it the smallest variance, :math:`2 (|S|_F^2 - \sum_i S_{ii}^2)` with S the Jacobian's symmetric part.
     """
-    device = x.device if generator is None else generator.device
     total = torch.zeros_like(x)
     for _ in range(probes):
-        v = (2 * torch.randint(0, 2, x.shape, generator=generator, device=device) - 1).to(x)
+        v = signs(x, generator)
         total = total + v * slope((v * value).sum(), x, create_graph)
     return total / probes
+
+
+def signs(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Random signs of x's shape, dtype and device, drawn on the generator's."""
+    device = x.device if generator is None else generator.device
+    return (2 * torch.randint(0, 2, x.shape, generator=generator, device=device) - 1).to(x)
 
 
 def slope(scalar: Tensor, x: Tensor, create_graph: bool = False) -> Tensor:

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ...domains.tensors import expand_right
 from .divergence import exact_diagonal, sliced_diagonal
 from .forward import unchecked
-from .levels import Levels
+from .levels import Levels, largest_level
 from .objectives import ScoreMatching, Terms, noise_unit
 from .reflected import can_damp, damp_walls
 
@@ -42,9 +43,17 @@ class _Implicit(ScoreMatching):
         sigma = self._begin(score, x0, generator)
         level = expand_right(sigma, len(domain.event_shape))
         with torch.no_grad():
-            x = unchecked(domain, x0, sigma, generator, self.steps, lambda: self._largest(score))
+            x = unchecked(
+                domain,
+                x0,
+                sigma,
+                generator,
+                self.steps,
+                lambda: largest_level(self.levels or self.default(score.process)),
+            )
         keep = torch.is_grad_enabled()
-        with torch.enable_grad():
+        # fused attention cannot be differentiated twice
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
             x = x.detach().requires_grad_()
             value = score.at_level(x, sigma, **condition)
             flux = value if damped else damp_walls(domain, x, value, level)

@@ -146,5 +146,10 @@ def default_levels(process: Diffusion) -> LogUniform:
     return LogUniform(process.schedule.sigma_min, process.schedule.sigma_max)
 
 
+def largest_level(levels: Levels) -> float:
+    """The largest σ of a law, read off the law: a batch may be on a GPU."""
+    return float(levels.quantile(torch.ones((), dtype=torch.float64)))
+
+
 def _normal_cdf(z: float) -> float:
     return 0.5 * math.erfc(-z / math.sqrt(2))

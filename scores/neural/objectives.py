@@ -39,7 +39,17 @@ from ...domains.tensors import batch_shape, check_event, expand_right
 from ...processes import Diffusion, FlowMatching
 from .divergence import slope
 from .forward import normal, unchecked
-from .levels import Constant, Levels, LogNormal, LogUniform, MinSNR, UniformTime, default_levels, stratified
+from .levels import (
+    Constant,
+    Levels,
+    LogNormal,
+    LogUniform,
+    MinSNR,
+    UniformTime,
+    default_levels,
+    largest_level,
+    stratified,
+)
 
 if TYPE_CHECKING:
     from .score import NeuralScore
@@ -90,10 +100,6 @@ class ScoreMatching(Objective):
     def default(self, process: Diffusion) -> Levels:
         """The levels where none are given."""
         return default_levels(process)
-
-    def _largest(self, score: NeuralScore) -> float:
-        """The largest σ there is, from the law: the batch may be on a GPU."""
-        return float((self.levels or self.default(score.process)).quantile(torch.ones((), dtype=torch.float64)))
 
     def _end(self, sigma: Tensor, loss: Tensor) -> Terms:
         """The mean of a loss ``[*batch, *event]`` over the event, weighted."""
@@ -284,7 +290,14 @@ class ExplicitScoreMatching(ScoreMatching):
         process = score.process
         sigma = self._begin(score, x0, generator)
         with torch.no_grad():
-            x = unchecked(process.domain, x0, sigma, generator, self.steps, lambda: self._largest(score))
+            x = unchecked(
+                process.domain,
+                x0,
+                sigma,
+                generator,
+                self.steps,
+                lambda: largest_level(self.levels or self.default(process)),
+            )
             level = process.event_level(process.schedule.time(sigma.double()).to(sigma.dtype))
             target = level.scale * self.target(level.scale * x, level.t, **(condition if self.pass_condition else {}))
         unit = score.preconditioning.unit(process.event_sigma(sigma))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...domains import Domain, Hypercube, Product, Torus
+from ...domains import Domain, Hypercube, Product, RegularSimplex, Torus
 from ...domains.bounding import bounding_box
 from ...domains.tensors import as_like
 from .preconditioning import Preconditioning
@@ -34,7 +34,8 @@ class Reflected(Preconditioning):
       than the interval's (Payne & Weinberger 1960), so that for large σ the target is at most of unit size up to a constant, and
       for small σ it is of unit size up to the share of points within σ of a wall.
 
-    Inputs are mapped to [−1, 1] by the bounding box, c_noise = ¼ ln(σ / longest width).
+    Inputs are mapped to [−1, 1] by the bounding box, on ``RegularSimplex`` to [−√2, 1] by one factor 2/w about the centroid;
+    c_noise = ¼ ln(σ / longest width).
 
     Args:
         domain: a bounded domain.
@@ -86,6 +87,9 @@ class Reflected(Preconditioning):
     def inputs(self, x: Tensor, sigma: Tensor) -> Tensor:
         if self.box is None:
             return self._join(lambda part, values, level: part.inputs(values, level), x, sigma)
+        if isinstance(self.domain, RegularSimplex):
+            # by one factor about the centroid: relabelling the categories, which turns the axes, stays a symmetry
+            return x * (2 / self.width)
         low, high = self.box.bounds(x)
         return (x - 0.5 * (low + high)) * (2 / (high - low))
 

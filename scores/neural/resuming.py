@@ -1,0 +1,97 @@
+"""The state of a training in a checkpoint: what is written, and what has to agree before any of it is taken over."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from typing import Any
+
+from torch import Tensor, nn
+
+from . import checkpoint as files
+from .updates import Updates
+
+
+def tensors(updates: Updates, objective: object) -> dict[str, Tensor]:
+    """The tensors of a checkpoint: weights, averages, the optimizer's state, an objective's own weights."""
+    state = updates.optimizer.state_dict()["state"]
+    packed = {f"training.{i}.{name}": v for i, values in state.items() for name, v in values.items()}
+    learned = objective.state_dict() if isinstance(objective, nn.Module) else {}
+    return updates.model.state_dict() | packed | {f"objective.{name}": v for name, v in learned.items()}
+
+
+def resume(
+    path: str | os.PathLike[str], updates: Updates, objective: object, settings: dict[str, Any]
+) -> tuple[int, float]:
+    """Take over weights and optimizer state after everything has been checked: (step, seconds spent)."""
+    model = updates.model
+    file = files.read(path, ("network.", "ema.", "training.", "objective."), model.kind)
+    state = file.header.get("training")
+    if state is None:
+        raise ValueError(
+            f"resume: got {str(path)!r}, which holds a finished score without training state; expected a file written by "
+            f"train(checkpoint=…). To start from its weights: {type(model).__name__}.load, then train without resume"
+        )
+    ours = _fixed(json.loads(json.dumps(model.header() | {"ema": settings["ema"] is not None})))
+    theirs = _fixed({k: v for k, v in file.header.items() if k != "training"})
+    differences = _differences(theirs, ours) + _differences(state["settings"], json.loads(json.dumps(settings)))
+    if differences:
+        raise ValueError(
+            f"resume: {str(path)!r} belongs to another training: {'; '.join(differences)}; pass the settings it was started "
+            "with, or resume=False to start anew"
+        )
+    slots = _slots(file, updates.parameters)
+    files.check_fit(model.network, file.part("network"), "weights")
+    if file.header["ema"]:
+        files.check_fit(model.network, file.part("ema"), "averaged weights")
+    if isinstance(objective, nn.Module):
+        files.check_fit(objective, file.part("objective"), "weights of the objective")
+        objective.load_state_dict(file.part("objective"))
+    model.restore(file)
+    optimizer = updates.optimizer
+    optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
+    return int(state["step"]), float(state["seconds"])
+
+
+def _slots(file: files.Checkpoint, parameters: list[nn.Parameter]) -> dict[int, dict[str, Tensor]]:
+    """The optimizer's state parameter by parameter."""
+    slots: dict[int, dict[str, Tensor]] = {}
+    for name, value in file.part("training").items():
+        index, _, key = name.partition(".")
+        slots.setdefault(int(index), {})[key] = value
+    if slots.keys() - set(range(len(parameters))) or any(
+        slot["exp_avg"].shape != parameters[i].shape for i, slot in slots.items()
+    ):
+        raise ValueError(
+            f"resume: the optimizer state in {str(file.path)!r} does not fit the network; resume=False starts anew"
+        )
+    return slots
+
+
+def _fixed(header: dict[str, Any]) -> dict[str, Any]:
+    """A header without what training changes: the values of a schedule that is trained along, which travel with the objective."""
+    process = header["process"]
+    schedule = process.get("schedule")
+    if not isinstance(schedule, dict) or schedule.get("type") != "Learned":
+        return header
+    kept = {k: v for k, v in schedule.items() if k not in ("gamma_min", "gamma_max", "curve")}
+    return header | {"process": process | {"schedule": kept}}
+
+
+def describe(value: Any) -> Any:
+    """A setting as a checkpoint names it: the same in every process, so functions go by their names."""
+    if isinstance(value, nn.Module):
+        return {"type": type(value).__name__, "settings": value.extra_repr()}
+    if dataclasses.is_dataclass(value):
+        return {"type": type(value).__name__} | {
+            f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)
+        }
+    if value is None or isinstance(value, (int, float, str)):
+        return value
+    return getattr(value, "__qualname__", type(value).__qualname__)
+
+
+def _differences(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
+    keys = sorted(theirs.keys() | ours.keys())
+    return [f"{k} is {theirs.get(k)!r} there and {ours.get(k)!r} here" for k in keys if theirs.get(k) != ours.get(k)]

@@ -1,0 +1,78 @@
+"""What a training hears and says at the terminal: Ctrl-C, the progress bar, how it ended."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tqdm import tqdm
+
+
+@contextmanager
+def interruptions() -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C was pressed within the block. The first only notes it, so that no step is cut in half; the second raises."""
+    pressed = False
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    previous = signal.getsignal(signal.SIGINT)
+
+    def note(number: int, frame: Any) -> None:
+        nonlocal pressed
+        if pressed:
+            raise KeyboardInterrupt
+        pressed = True
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: pressed
+    finally:
+        signal.signal(signal.SIGINT, previous if previous is not None else signal.default_int_handler)
+
+
+class Bar:
+    """A progress bar over steps, or over seconds where only these are limited."""
+
+    def __init__(self, steps: int | None, seconds: float | None, done: int, progress: bool):
+        self.by_step = steps is not None
+        self.mean: float | None = None
+        layout = "{l_bar}{bar}| {n:.0f}/{total:.0f} {unit} [{elapsed}<{remaining}{postfix}]"
+        total, unit = (steps, "steps") if self.by_step else (seconds, "s")
+        self.bar = tqdm(
+            total=total, initial=done if self.by_step else 0, unit=unit, disable=not progress, bar_format=layout
+        )
+        self.bar.set_description("training")
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.close()
+
+    def show(self, done: int, spent: float, loss: float) -> None:
+        self.mean = loss if self.mean is None else 0.98 * self.mean + 0.02 * loss
+        self.bar.set_postfix_str(f"loss {self.mean:.4f}, step {done}", refresh=False)
+        self.bar.update((done if self.by_step else min(spent, self.bar.total)) - self.bar.n)
+
+
+def say_interrupted(done: int, place: str | None) -> None:
+    saved = (
+        f"saved to {place}; go on with train(…, checkpoint={place!r}, resume=True)"
+        if place
+        else "not saved: no checkpoint"
+    )
+    print(f"training interrupted after step {done}, {saved}", file=sys.stderr)
+
+
+def explain(loss: float, norm: float, step: int, path: str | os.PathLike[str] | None) -> str:
+    """Why a training stopped at a loss or a gradient that is not finite."""
+    place = f" and in {str(path)!r}" if path is not None else ""
+    return (
+        f"train: step {step + 1} got loss {loss:g} with gradient norm {norm:g}, expected finite values; the weights of step "
+        f"{step} are kept in the score{place}. Try a lower lr, a longer warmup or clip=1.0, and check the data"
+    )

@@ -1,0 +1,193 @@
+"""What ``train`` trains: a network in the coordinates of a preconditioning, the moving average of its weights, one file for both.
+
+Scores and noisy classifiers differ in what they make of the network's answer, and in the kind of their file; the rest is here.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from ...processes import Diffusion, process_from_config
+from . import checkpoint
+from .networks import answer, network_from_config, network_to_config
+from .preconditioning import Preconditioning
+from .preconditioning_registry import default_preconditioning, preconditioning_from_config
+
+if TYPE_CHECKING:
+    from .objectives import Objective
+
+
+class Answer(NamedTuple):
+    """A network's output ``[B, …]`` in the dtype of x, beside what it was asked: X ``[B, *event]`` and σ in broadcast form."""
+
+    raw: Tensor
+    x: Tensor
+    sigma: Tensor
+
+
+class Trainable(nn.Module, ABC):
+    """A network, its process and its preconditioning. ``network`` holds the weights that are trained, ``ema`` (None before training)
+    their moving average; ``use_ema`` says which of the two answers."""
+
+    #: the format its files name
+    kind: ClassVar[str]
+
+    def __init__(self, network: nn.Module, process: Diffusion, preconditioning: Preconditioning | None = None):
+        super().__init__()
+        if not isinstance(network, nn.Module):
+            raise TypeError(f"network: got {type(network).__name__}, expected an nn.Module, e.g. UNet(UNetConfig())")
+        if not isinstance(process, Diffusion):
+            raise TypeError(f"process: got {type(process).__name__}, expected a Diffusion(domain, schedule)")
+        self.network = network
+        self.ema: nn.Module | None = None
+        self.use_ema = False
+        self.process = process
+        self.preconditioning = preconditioning or default_preconditioning(process.domain)
+        self.preconditioning.check(process.domain)
+        self._caller: Callable[..., Any] | None = None
+
+    @abstractmethod
+    def default_objective(self) -> Objective:
+        """What ``train`` minimises when it is not told."""
+
+    def check_objective(self, objective: Any) -> None:
+        """Refuse an objective for another kind of model; by default none is refused."""
+        return
+
+    def answer(self, x: Tensor, sigma: Tensor, condition: dict[str, Any]) -> Answer:
+        """The network at X ``[*batch, *event]`` and noise levels that broadcast over the batch, as one batch of B rows.
+
+        The network computes in its own dtype. Of the condition, tensors that start with the batch dimensions arrive as ``[B, …]``.
+        """
+        event = self.process.domain.event_shape
+        batch = x.shape[: x.dim() - len(event)]
+        flat, sigma = x.reshape(-1, *event), sigma.expand(batch).reshape(-1)
+        level = self.process.event_sigma(sigma)
+        condition = {k: flatten(v, batch) for k, v in condition.items()}
+        raw = self.ask(self.preconditioning.inputs(flat, level), self.preconditioning.c_noise(sigma), condition)
+        return Answer(raw, flat, level)
+
+    def ask(self, inputs: Tensor, c_noise: Tensor, condition: dict[str, Any]) -> Tensor:
+        """What the network that answers says, in the dtype of the inputs."""
+        network = self.ema if self.use_ema and self.ema is not None else self.network
+        dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), inputs.dtype)
+        call = self._caller if self._caller is not None and self.training and network is self.network else network
+        # a noise level rounded to bfloat16 would be another level
+        raw = call(inputs.to(dtype), c_noise.to(torch.promote_types(dtype, torch.float32)), **condition)
+        return answer(raw).to(inputs.dtype)
+
+    @contextmanager
+    def called_by(self, call: Callable[..., Any] | None) -> Iterator[None]:
+        """Within the block ``call`` answers for ``network`` in training mode: the network compiled, or in low precision. The network
+        itself is not wrapped, so that names in the state dict stay as they are."""
+        # a module would register as one, and its weights with it
+        self._caller = None if call is None else lambda *inputs, **condition: call(*inputs, **condition)
+        try:
+            yield
+        finally:
+            self._caller = None
+
+    def track_ema(self) -> nn.Module:
+        """Start the moving average anew at the present weights; returns the network that carries it."""
+        self.ema = copy.deepcopy(self.network).requires_grad_(False)
+        return self.ema
+
+    @torch.no_grad()
+    def update_ema(self, decay: float | Tensor) -> None:
+        """ema ← decay·ema + (1 − decay)·network; buffers are copied. A decay in a 0-d tensor is not read: no host sync."""
+        if self.ema is None:
+            raise RuntimeError("update_ema: there is no moving average yet; call track_ema() first")
+        means: list[Tensor] = list(self.ema.parameters())
+        values: list[Tensor] = list(self.network.parameters())
+        if means:
+            steps = torch._foreach_sub(values, means)
+            torch._foreach_mul_(steps, 1 - decay)
+            torch._foreach_add_(means, list(steps))
+        for mean, value in zip(self.ema.buffers(), self.network.buffers(), strict=True):
+            mean.copy_(value)
+
+    @contextmanager
+    def ema_weights(self, use: bool = True) -> Iterator[Self]:
+        """Within the block the moving average answers (or, with ``use=False``, the trained weights); afterwards, what did before."""
+        if use and self.ema is None:
+            raise RuntimeError("ema_weights: there is no moving average; train with ema > 0, or call track_ema()")
+        before, self.use_ema = self.use_ema, use
+        try:
+            yield self
+        finally:
+            self.use_ema = before
+
+    def header(self) -> dict[str, Any]:
+        """What a checkpoint says about this model, JSON-able."""
+        return {
+            "network": network_to_config(self.network),
+            "preconditioning": self.preconditioning.config(),
+            "process": self.process.config(),
+            "ema": self.ema is not None,
+        }
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write network, moving average and configuration to one safetensors file, atomically. The folder must exist."""
+        checkpoint.write(path, self.header(), self.state_dict(), self.kind)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        network: nn.Module | None = None,
+        *,
+        process: Diffusion | None = None,
+        preconditioning: Preconditioning | None = None,
+    ) -> Self:
+        """Rebuild a model from its file alone, in eval mode and answering with the moving average if there is one.
+
+        Args:
+            network: for classes the library does not know: an instance built with the settings of training.
+            process, preconditioning: likewise, for user-written ones.
+
+        Raises ``FileNotFoundError``; ``ValueError`` for a file that is damaged, of another kind, from a newer version, or that
+        does not fit ``network``.
+        """
+        file = checkpoint.read(path, kind=cls.kind)
+        weights, average = file.part("network"), file.part("ema")
+        if network is None:
+            network = network_from_config(file.header["network"])
+            # of weights, not of buffers, which may be kept in another precision
+            dtypes = [weights[k].dtype for k, p in network.named_parameters() if k in weights and p.is_floating_point()]
+            network = network.to(dtypes[0]) if dtypes else network
+        elif type(network).__name__ != file.header["network"].get("type"):
+            raise ValueError(
+                f"network: got {type(network).__name__}, but {str(path)!r} holds the weights of "
+                f"{file.header['network'].get('type')}; pass an instance of that class"
+            )
+        process = process or process_from_config(file.header["process"])
+        if preconditioning is None:
+            preconditioning = preconditioning_from_config(file.header["preconditioning"], process.domain)
+        checkpoint.check_fit(network, weights, "weights")
+        if file.header["ema"]:
+            checkpoint.check_fit(network, average, "averaged weights")
+        model = cls(network, process, preconditioning)
+        model.restore(file)
+        return model.eval()
+
+    def restore(self, file: checkpoint.Checkpoint) -> None:
+        """Take over the weights of a file that has been checked to fit."""
+        self.network.load_state_dict(file.part("network"))
+        if file.header["ema"]:
+            self.track_ema().load_state_dict(file.part("ema"))
+            self.use_ema = True
+
+
+def flatten(value: Any, batch: torch.Size) -> Any:
+    """A conditioning tensor whose first dimensions are the batch, with these joined to one."""
+    if len(batch) == 1 or not isinstance(value, Tensor) or value.shape[: len(batch)] != batch:
+        return value
+    return value.reshape(-1, *value.shape[len(batch) :])
