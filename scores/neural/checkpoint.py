@@ -21,7 +21,8 @@ SCORE, CLASSIFIER = "carom.neural_score", "carom.noisy_classifier"
 _CLASSES = {SCORE: "NeuralScore", CLASSIFIER: "NoisyClassifier"}
 VERSION = 1
 _REQUIRED = {"network", "preconditioning", "process", "ema"}
-_KNOWN = _REQUIRED | {"training"}
+# data: how the data were stored, see ``Stored``
+_KNOWN = _REQUIRED | {"training", "data"}
 
 
 class Checkpoint(NamedTuple):
