@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from .ball import Ball
@@ -22,7 +22,7 @@ DOMAINS: dict[str, type[Domain]] = {
 }
 
 
-def from_config(config: Mapping[str, Any], classes: Mapping[str, type], what: str) -> Any:
+def from_config(config: Mapping[str, Any], classes: Mapping[str, Callable[..., Any]], what: str) -> Any:
     """Build the object that ``{"type": name, **arguments}`` describes; unknown names and arguments are refused."""
     arguments = dict(config)
     name = arguments.pop("type", None)

@@ -110,9 +110,15 @@ def test_resuming_goes_on_where_training_stopped(tmp_path):
         (["sample", "nowhere.safetensors"], "nowhere.safetensors"),
         (["sample", "MODEL", "--out", "x.jpg"], "expected a name that ends in .npy or .png"),
         (["sample", "MODEL", "--out", "x.png"], "write the values with --out samples.npy"),
-        (["train", "--data", "words.txt"], "expected 'digits' or a .npy file"),
-        (["train", "--data", "INTEGERS"], "expected floats"),
-        (["train", "--data", "OUTSIDE", "--network", "mlp", "--steps", "1"], "lie outside Hypercube"),
+        (
+            ["train", "--data", "words.txt"],
+            "neither a known name nor a file or folder; expected 'digits', 'fashion-mnist'",
+        ),
+        (["train", "--data", "INTEGERS", "--network", "mlp"], "expected bins = B for levels 0 … B − 1, or floats"),
+        (
+            ["train", "--data", "OUTSIDE", "--network", "mlp", "--steps", "1"],
+            "8 of 8 values outside, the first 3 at (0, 0); expected in [0, 1]",
+        ),
         (["train", "--data", "FLAT", "--steps", "1"], "use --network mlp"),
     ],
 )

@@ -395,7 +395,7 @@ def test_an_objective_that_learns_is_trained_saved_and_resumed(tmp_path):
             super().__init__()
             self.b = nn.Parameter(torch.zeros(()))
 
-    Weighted2.__qualname__ = Weighted.__qualname__
+    Weighted2.__name__ = Weighted.__name__
     before = small_score()
     with pytest.raises(ValueError, match="weights of the objective that do not fit"):
         train(before, DATA, objective=Weighted2(), steps=10, checkpoint=path, resume=True, **QUIET)

@@ -43,6 +43,7 @@ from .preconditioning import Preconditioning
 from .readers import arrays, idx
 from .reflected import Reflected, ReflectedVelocity
 from .score import NeuralScore
+from .stored import Stored
 from .trainable import Trainable
 from .training import TrainingResult, train
 from .transforms import AffineValues, DataTransform, Probabilities, affine_values, transform_from_config
@@ -61,10 +62,10 @@ __all__ = [
     "ConservativeConfig",
     "Constant",
     "Cosine",
+    "CovarianceHead",
     "CrossEntropy",
     "Data",
     "DataTransform",
-    "CovarianceHead",
     "DenoiserPreconditioning",
     "DenoisingScoreMatching",
     "DiT",
@@ -101,6 +102,7 @@ __all__ = [
     "SecondMomentHead",
     "SecondMomentMatching",
     "SlicedScoreMatching",
+    "Stored",
     "Terms",
     "Trainable",
     "TrainingResult",

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
 from ...domains import Domain
+from .dataset import DomainDataset
 
 
 def mix(seed: int, purpose: str, count: int) -> int:
@@ -81,6 +82,9 @@ class Batches:
         """[x] or [x, label] of these samples."""
         if isinstance(self.data, TensorDataset):
             return _one_or_two(list(self.data[index]))
+        if isinstance(self.data, DomainDataset):  # reads and maps a batch at once
+            x, labels = self.data.batch(index)
+            return [x] if labels is None else [x, labels]
         several = getattr(self.data, "__getitems__", None)  # torch's own name for reading many rows at once
         items = [self.data[i] for i in index.tolist()] if several is None else several(index.tolist())
         if not isinstance(items[0], Sequence):

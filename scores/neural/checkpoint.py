@@ -21,7 +21,8 @@ SCORE, CLASSIFIER = "carom.neural_score", "carom.noisy_classifier"
 _CLASSES = {SCORE: "NeuralScore", CLASSIFIER: "NoisyClassifier"}
 VERSION = 1
 _REQUIRED = {"network", "preconditioning", "process", "ema"}
-_KNOWN = _REQUIRED | {"training"}
+# data: how the data were stored, see ``Stored``
+_KNOWN = _REQUIRED | {"training", "data"}
 
 
 class Checkpoint(NamedTuple):
@@ -46,7 +47,11 @@ def write(
     metadata = {"format": kind, "version": str(VERSION), "header": json.dumps(header)}
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
+        # safetensors writes files that the owner alone can read: take the permissions that any new file has here
+        temporary.touch()
+        mode = temporary.stat().st_mode
         save_file(own, temporary, metadata)
+        temporary.chmod(mode)
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, target)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ...domains import Domain, RegularSimplex, Simplex
+from .stored import Stored
 from .transforms import AffineValues, DataTransform, Fit, Probabilities, affine_values
 
 #: rows that are mapped at a time, so that no float64 copy of a whole set is made
@@ -193,6 +194,11 @@ class DomainDataset(Dataset[Any]):
         if isinstance(self.data.source, Tensor):
             for part in torch.arange(len(self)).split(CHUNK):
                 self._states(self.data.read(part)[0])
+
+    @property
+    def stored(self) -> Stored:
+        """What turns points back into values, for the checkpoint of what is trained on them."""
+        return Stored(self.transform, self.data.classes)
 
     def __len__(self) -> int:
         return len(self.data)

@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...domains.constants import OnDevice
 from ...domains.tensors import is_int, number
 from ...processes import VP
 from ...solvers import iddpm_levels
@@ -187,13 +188,13 @@ class IDDPMPreconditioning(_Noise):
         self.M, self.C1, self.C2 = _count(M), number(C1, "C1", low=0.0), number(C2, "C2", low=0.0)
         self.mean = number(mean, "mean")
         u = iddpm_levels(self.M, self.C1, self.C2).flip(0)
-        self._between = 0.5 * (u[1:] + u[:-1])  # where one label gives way to the next
+        self._between = OnDevice((0.5 * (u[1:] + u[:-1]),))  # where one label gives way to the next
 
     def config(self) -> dict[str, Any]:
         return {"type": "IDDPMPreconditioning", "M": self.M, "C1": self.C1, "C2": self.C2, "mean": self.mean}
 
     def c_noise(self, sigma: Tensor) -> Tensor:
-        between = self._between.to(sigma.device)
+        (between,) = self._between(sigma.device)
         return torch.bucketize(sigma.detach().to(torch.float64), between).to(sigma.dtype)
 
 

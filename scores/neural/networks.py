@@ -66,7 +66,7 @@ def network_from_config(config: Mapping[str, Any]) -> nn.Module:
     if unknown := sorted(set(fields) - expected):
         raise ValueError(
             f"network {name}: got unknown settings {', '.join(unknown)}, expected a subset of {', '.join(sorted(expected))}; "
-            "the checkpoint may come from a newer carom"
+            "check the spelling, or update carom if a checkpoint says so"
         )
     return getattr(network, "from_config", network)(kind(**fields))
 

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from . import checkpoint as files
+from .stored import Stored
 from .updates import Updates
 
 
@@ -35,6 +36,8 @@ def resume(
         )
     ours = _fixed(json.loads(json.dumps(model.header() | {"ema": settings["ema"] is not None})))
     theirs = _fixed({k: v for k, v in file.header.items() if k != "training"})
+    if not ("data" in ours and "data" in theirs):  # not everybody says how the data were stored
+        ours.pop("data", None), theirs.pop("data", None)
     differences = _differences(theirs, ours) + _differences(state["settings"], json.loads(json.dumps(settings)))
     if differences:
         raise ValueError(
@@ -49,6 +52,8 @@ def resume(
         files.check_fit(objective, file.part("objective"), "weights of the objective")
         objective.load_state_dict(file.part("objective"))
     model.restore(file)
+    if model.stored is None and "data" in file.header:
+        model.stored = Stored.from_config(file.header["data"])
     optimizer = updates.optimizer
     optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
     return int(state["step"]), float(state["seconds"])

@@ -20,6 +20,7 @@ from . import checkpoint
 from .networks import answer, network_from_config, network_to_config
 from .preconditioning import Preconditioning
 from .preconditioning_registry import default_preconditioning, preconditioning_from_config
+from .stored import Stored
 
 if TYPE_CHECKING:
     from .objectives import Objective
@@ -35,7 +36,7 @@ class Answer(NamedTuple):
 
 class Trainable(nn.Module, ABC):
     """A network, its process and its preconditioning. ``network`` holds the weights that are trained, ``ema`` (None before training)
-    their moving average; ``use_ema`` says which of the two answers."""
+    their moving average; ``use_ema`` says which of the two answers. ``stored`` says how the data were stored, where it is known."""
 
     #: the format its files name
     kind: ClassVar[str]
@@ -49,6 +50,7 @@ class Trainable(nn.Module, ABC):
         self.network = network
         self.ema: nn.Module | None = None
         self.use_ema = False
+        self.stored: Stored | None = None
         self.process = process
         self.preconditioning = preconditioning or default_preconditioning(process.domain)
         self.preconditioning.check(process.domain)
@@ -132,7 +134,7 @@ class Trainable(nn.Module, ABC):
             "preconditioning": self.preconditioning.config(),
             "process": self.process.config(),
             "ema": self.ema is not None,
-        }
+        } | ({} if self.stored is None else {"data": self.stored.config()})
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write network, moving average and configuration to one safetensors file, atomically. The folder must exist."""
@@ -176,6 +178,7 @@ class Trainable(nn.Module, ABC):
             checkpoint.check_fit(network, average, "averaged weights")
         model = cls(network, process, preconditioning)
         model.restore(file)
+        model.stored = Stored.from_config(file.header["data"]) if "data" in file.header else None
         return model.eval()
 
     def restore(self, file: checkpoint.Checkpoint) -> None:

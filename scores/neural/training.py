@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 
 from . import resuming
 from .batches import Batches
+from .dataset import DomainDataset
 from .loop import Every, Loop
 from .metrics import Curve, Metrics
 from .objectives import Objective
@@ -89,7 +90,8 @@ def train(
     Args:
         score: a :class:`NeuralScore` or :class:`NoisyClassifier`.
         data: floating ``[N, *event]`` inside the domain, or a map-style dataset whose items are x ``[*event]`` or (x, label); labels
-            reach the network as the keyword ``label``. Checked here once, or as items are read.
+            reach the network as the keyword ``label``. Checked here once, or as items are read. Of ``Data.on(domain)`` the score
+            notes how they are stored, so that samples can be written alike.
         objective: what to minimise; by default :class:`DenoisingScoreMatching`, for a classifier :class:`CrossEntropy`. One that is an
             ``nn.Module`` is trained along; the checkpoint keeps its weights for ``resume``.
         steps, seconds: budgets in total, runs before a resume included; at least one. The first to be spent ends the training.
@@ -142,6 +144,8 @@ def train(
     workers.place(score, objective)
     precision = precision_of(workers, mixed_precision)
     batches = Batches(data, score.process.domain, batch_size, workers.pieces(microbatches), seed)
+    if isinstance(data, DomainDataset):
+        score.stored = data.stored
     rate, decay = _warmed(lr, warmup), _rising(ema)
     updates = Updates(score, objective, rate, decay, weight_decay, clip, workers)
     settings: dict[str, Any] = {

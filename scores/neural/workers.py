@@ -103,7 +103,7 @@ def find_workers(accelerator: Accelerator | None) -> Workers:
         from accelerate import Accelerator
     except ImportError as error:
         raise ImportError(
-            "train: launched as one of several processes, which needs accelerate; install it with: pip install 'carom[train]'"
+            "launched as one of several processes, which needs accelerate; install it with: pip install 'carom[train]'"
         ) from error
     # without a device accelerate takes a CPU process for the only one, unless it is told
     return _all_there(Accelerator(cpu=not torch.accelerator.is_available()))

@@ -1,0 +1,170 @@
+"""From a recipe to the objects it names: the data on their domain, the score, the objective, the learning rate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+
+from .domains import Domain, RegularSimplex, domain_from_config
+from .domains.registry import from_config
+from .processes import EDM, VE, Diffusion, schedule_from_config
+from .recipe import DataRecipe, Recipe, TrainingRecipe
+from .scores.neural import (
+    VDM,
+    ConditionalFlowMatching,
+    Constant,
+    Cosine,
+    Data,
+    DenoisingScoreMatching,
+    DomainDataset,
+    ImplicitScoreMatching,
+    LatentImageScoreMatching,
+    LogitNormalTime,
+    LogNormal,
+    LogUniform,
+    MinSNR,
+    NeuralScore,
+    Objective,
+    SlicedScoreMatching,
+    UniformTime,
+    load_data,
+)
+from .scores.neural.networks import network_from_config
+from .scores.neural.preconditioning_registry import preconditioning_from_config
+from .short_names import Spec, full_spec
+
+#: the share of labels withheld where a recipe does not say, so that the network learns the score without a class as well
+LABEL_DROPOUT = 0.1
+
+
+def build(recipe: Recipe) -> tuple[NeuralScore, DomainDataset]:
+    """The untrained score of a recipe, whose weights are a function of its seed, and the data to train it on.
+
+    Raises ``ValueError`` or ``TypeError`` for parts that do not fit the data or each other.
+    """
+    given = recipe.data
+    data = load_data(
+        given.source, part=given.part, size=given.size, channels=given.channels, layout=given.layout, bins=given.bins
+    )
+    domain = build_domain(recipe.domain, data)
+    # the network first: it says in plain words what it cannot take
+    spec = network_spec(recipe.network, domain, class_count(data, given) if given.labels else 0)
+    torch.manual_seed(recipe.training.seed)
+    network = network_from_config(spec)
+    rows = data.on(domain, fit=given.fit, between=given.between, labels=given.labels, dequantise=given.dequantise)
+    schedule = recipe.schedule
+    process = Diffusion(domain, schedule_from_config(schedule) if schedule else VE() if domain.bounded else EDM())
+    chosen = recipe.preconditioning
+    preconditioning = None if chosen is None else preconditioning_from_config(chosen, domain)
+    return NeuralScore(network, process, preconditioning), rows
+
+
+def build_domain(spec: Spec, data: Data) -> Domain:
+    """The domain of a recipe, of the shape of the data where it does not say. On a simplex rows are probability vectors."""
+    event = list(data.event_shape)
+    shape, last = {"event_shape": event}, event[-1] if event else 1
+    found: dict[str, dict[str, Any]] = {
+        "Hypercube": shape,
+        "Euclidean": shape,
+        "Orthant": shape,
+        "Torus": shape,
+        "Simplex": {"categories": last, "shape": event[:-1]},
+        "RegularSimplex": {"categories": last},
+        "Ball": {"dim": last},
+    }
+    return domain_from_config(found.get(spec["type"], {}) | spec)
+
+
+def class_count(data: Data, given: DataRecipe) -> int:
+    """How many classes the data have."""
+    if data.classes is not None:
+        return len(data.classes)
+    if data.labels is None:
+        raise ValueError(f"--classes: got {given.source!r}, which has no labels; train without --classes")
+    return int(data.labels.max()) + 1
+
+
+def network_spec(spec: Spec, domain: Domain, classes: int) -> Spec:
+    """The network of a recipe with what follows from the domain and the number of classes, 0 for none."""
+    event, kind = domain.event_shape, spec["type"]
+    if kind == "Conservative":
+        inner = full_spec("network", spec.get("network", "mlp"))
+        return spec | {"network": network_spec(inner, domain, classes)}
+    found: Spec = {"classes": classes, "label_dropout": LABEL_DROPOUT} if classes else {}
+    if kind in ("UNet", "DiT"):
+        if len(event) != 3:
+            raise ValueError(
+                f"--network {kind.lower()}: got data of event shape {tuple(event)}, expected [C, H, W]; use --network mlp"
+            )
+        found |= {"image_channels": event[0]} | ({"image_size": event[1:]} if kind == "DiT" else {})
+    if kind == "MLP":
+        found["event_shape"] = event
+    if kind == "EquivariantMLP":
+        if not isinstance(domain, RegularSimplex):
+            raise ValueError(
+                f"--network equivariant: got {domain}, expected --domain regular-simplex; use --network mlp"
+            )
+        found["categories"] = domain.categories
+    return found | spec
+
+
+def build_objective(spec: Spec | None, process: Diffusion) -> Objective | None:
+    """The objective of a recipe; None for the default."""
+    if spec is None:
+        return None
+    laws = {c.__name__: c for c in (LogUniform, LogNormal, LogitNormalTime)}
+    weights = {c.__name__: c for c in (MinSNR, Constant)}
+    arguments = dict(spec)
+    for name, known in (
+        ("levels", laws | {"UniformTime": partial(UniformTime.of, process)}),
+        ("weight", weights),
+    ):
+        if arguments.get(name) is not None:
+            arguments[name] = from_config(_mapping(arguments[name], name), known, f"objective {name}")
+    return from_config(arguments, _objectives(process), "objective")
+
+
+def _objectives(process: Diffusion) -> dict[str, Callable[..., Objective]]:
+    schedule: Any = process.schedule  # VDM says itself which it takes
+    return {
+        "denoising": DenoisingScoreMatching,
+        "simple": partial(DenoisingScoreMatching.simple, process),
+        "likelihood": partial(DenoisingScoreMatching.likelihood, process),
+        "min-snr": partial(DenoisingScoreMatching.min_snr, process),
+        "edm": DenoisingScoreMatching.edm,
+        "flow-matching": ConditionalFlowMatching,
+        "latent-image": LatentImageScoreMatching,
+        "implicit": ImplicitScoreMatching,
+        "sliced": SlicedScoreMatching,
+        "vdm": partial(VDM, schedule),
+    }
+
+
+def train_arguments(given: TrainingRecipe) -> dict[str, Any]:
+    """The settings of a recipe as ``train`` takes them."""
+    lr: Any = given.lr
+    if given.decay == "cosine":
+        lr = Cosine(given.lr, given.decay_steps or given.steps or 1, given.final_lr)
+    same = [
+        "steps",
+        "batch_size",
+        "warmup",
+        "weight_decay",
+        "clip",
+        "ema",
+        "seed",
+        "microbatches",
+        "mixed_precision",
+        "compile",
+    ]
+    seconds = 90.0 if given.seconds is None and given.steps is None else given.seconds
+    return {name: getattr(given, name) for name in same} | {"lr": lr, "seconds": seconds}
+
+
+def _mapping(value: Any, name: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"objective {name}: got {value!r}, expected an object with a type")
+    return value
