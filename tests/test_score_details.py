@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from carom.domains import Euclidean, Hypercube, Product, RegularSimplex, Torus
 from carom.processes import EDM, VE, VP, Diffusion, Discrete, Learned
+from carom.scores import from_prediction
 from carom.scores.checkpoints import find_weights
 from carom.scores.neural import (
     MLP,
@@ -29,7 +30,7 @@ from carom.scores.neural.batches import Batches
 from carom.scores.neural.classifier import CrossEntropy, NoisyClassifier
 from carom.scores.neural.levels import stratified
 from carom.scores.neural.reflected import circle_unit, wall_layer
-from carom.solvers import iddpm_levels
+from carom.solvers import DDIM, iddpm_levels, sample
 
 DOUBLE = torch.float64
 
@@ -119,6 +120,24 @@ def test_a_fresh_learned_schedule_is_nearly_a_line_of_which_its_steps_make_half(
     value, _ = schedule.progress(u)
     # what a step of width 1/32 with tails ∝ 1/z² strays by, and the ends, where half of the tails are missing
     assert (value - u).abs().max() < 0.02
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_ddim_takes_the_same_steps_and_the_same_noise_by_data_as_by_noise(eta):
+    """x' = s' D + √(std'² − σ̃²) ε + σ̃ z, whether D is asked for or made of the score; data are N(½, ¼), D = E[x0 | x]."""
+    process = Diffusion(Euclidean((1,)), VP())
+
+    def data(x, t):
+        scale, std = (v.to(x)[:, None] for v in (process.schedule.scale(t), process.schedule.std(t)))
+        return 0.5 + 0.25 * scale / (0.25 * scale**2 + std**2) * (x - 0.5 * scale)
+
+    offered = from_prediction(data, process, "data", "t")
+    grid = [1.0, 0.7, 0.4, 0.1, 0.01]
+    runs = [
+        sample(process, score, DDIM(eta), grid, shape=200, seed=0, dtype=DOUBLE).x
+        for score in (offered, lambda x, t: offered(x, t))
+    ]
+    torch.testing.assert_close(*runs, rtol=1e-10, atol=1e-10)
 
 
 # classifiers, batches, files ------------------------------------------------------------------------------------------
