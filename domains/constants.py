@@ -11,7 +11,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 Constants = TypeVar("Constants", bound=tuple)
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def lasting(function: Callable[P, R]) -> Callable[P, R]:

@@ -1,5 +1,7 @@
 """Details of neural scores that a change of one sign, factor or place would alter: closed forms, each by hand."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +9,9 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import Dataset
 
-from carom.domains import Euclidean, Hypercube, Product, Torus
+from carom.domains import Euclidean, Hypercube, Product, RegularSimplex, Torus
 from carom.processes import EDM, VE, VP, Diffusion, Discrete, Learned
+from carom.scores import from_prediction
 from carom.scores.checkpoints import find_weights
 from carom.scores.neural import (
     MLP,
@@ -16,6 +19,7 @@ from carom.scores.neural import (
     IDDPMPreconditioning,
     MLPConfig,
     NeuralScore,
+    Reflected,
     ReflectedVelocity,
     UniformTime,
     VelocityPreconditioning,
@@ -24,7 +28,9 @@ from carom.scores.neural import (
 )
 from carom.scores.neural.batches import Batches
 from carom.scores.neural.classifier import CrossEntropy, NoisyClassifier
-from carom.solvers import iddpm_levels
+from carom.scores.neural.levels import stratified
+from carom.scores.neural.reflected import circle_unit, wall_layer
+from carom.solvers import DDIM, iddpm_levels, sample
 
 DOUBLE = torch.float64
 
@@ -73,6 +79,31 @@ def test_flow_matching_draws_times_whose_levels_span_the_range_of_the_process():
     torch.testing.assert_close(levels.quantile(torch.tensor([0.0, 0.5, 1.0], dtype=DOUBLE)), expected)
 
 
+@pytest.mark.parametrize("n", [2, 3, 1000])
+def test_no_stratum_ends_at_one(n, monkeypatch):
+    """(n − 1 + shift)/n rounds to 1 in float32 for the largest shift below 1; the quantile there may be infinite."""
+    largest = torch.tensor(1.0).nextafter(torch.tensor(0.0))
+    monkeypatch.setattr(torch, "rand", lambda *size, **options: largest)
+    u = stratified(torch.Size([n]), torch.zeros(()), None)
+    assert bool((u < 1).all()) and bool((u >= 0).all())
+
+
+def test_beyond_flat_kernels_nothing_changes_any_more():
+    """From σ = 2w on networks hear ¼ ln 2 and units stay; on a circle from σ = 1 on, where u = 2π e^{−2π²} √2 to 1e-17."""
+    column = Reflected(Hypercube((1,)))
+    sigma = torch.tensor([[2.0], [2.5], [5.0]], dtype=DOUBLE)
+    torch.testing.assert_close(column.c_noise(sigma), torch.full_like(sigma, math.log(2) / 4))
+    assert column.unit(sigma).unique().numel() == 1
+    flat = torch.full((2,), 2 * math.pi * math.exp(-2 * math.pi**2) * math.sqrt(2), dtype=DOUBLE)
+    torch.testing.assert_close(circle_unit(torch.tensor([1.0, 3.0], dtype=DOUBLE)), flat, rtol=1e-12, atol=0)
+
+
+def test_walls_of_a_triangle_are_damped_within_half_its_inradius():
+    """The triangle of three categories has sides √2, and an inscribed circle of radius √2·√3/6; on a cube the layer is a quarter."""
+    assert wall_layer(RegularSimplex(3)) == pytest.approx(math.sqrt(6) / 12)
+    assert wall_layer(Hypercube((2,))) == 0.25
+
+
 def test_steps_need_a_table_that_has_them():
     with pytest.raises(TypeError, match=r"steps: got 10 on VP.*, which has no table, expected a Discrete schedule"):
         UniformTime(VP(), steps=10)
@@ -89,6 +120,24 @@ def test_a_fresh_learned_schedule_is_nearly_a_line_of_which_its_steps_make_half(
     value, _ = schedule.progress(u)
     # what a step of width 1/32 with tails ∝ 1/z² strays by, and the ends, where half of the tails are missing
     assert (value - u).abs().max() < 0.02
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_ddim_takes_the_same_steps_and_the_same_noise_by_data_as_by_noise(eta):
+    """x' = s' D + √(std'² − σ̃²) ε + σ̃ z, whether D is asked for or made of the score; data are N(½, ¼), D = E[x0 | x]."""
+    process = Diffusion(Euclidean((1,)), VP())
+
+    def data(x, t):
+        scale, std = (v.to(x)[:, None] for v in (process.schedule.scale(t), process.schedule.std(t)))
+        return 0.5 + 0.25 * scale / (0.25 * scale**2 + std**2) * (x - 0.5 * scale)
+
+    offered = from_prediction(data, process, "data", "t")
+    grid = [1.0, 0.7, 0.4, 0.1, 0.01]
+    runs = [
+        sample(process, score, DDIM(eta), grid, shape=200, seed=0, dtype=DOUBLE).x
+        for score in (offered, lambda x, t: offered(x, t))
+    ]
+    torch.testing.assert_close(*runs, rtol=1e-10, atol=1e-10)
 
 
 # classifiers, batches, files ------------------------------------------------------------------------------------------
