@@ -3,367 +3,289 @@
 On a machine without CUDA it says so and ends. Sections, each of which can be asked for alone (``--only numerics``):
 
 * numerics: kernels, schedules, losses and solvers on CUDA against the CPU, the same noise in both; each within a bound from rounding;
+* syncs: losses under sync-debug mode, where waiting for the device is an error; solves, whose waits must not grow with their steps;
 * bandwidth: the reflected kernel's score, log-density and draws, eager and compiled, as a share of the bandwidth of a copy;
-* sampling: what a solve costs beyond its network evaluations, with and without a compiled network (CUDA graphs) and a compiled loop;
-* training: images/s of a training step in bf16 against the network's bare forward and backward pass; the loss under sync-debug mode;
-* memory: peak of a solve, in states.
+* sampling: what a solve costs beyond its network evaluations: eager, with CUDA graphs of the network, with a compiled step;
+* training: images/s of a training step in bf16 against the network's bare forward and backward pass;
+* memory: the peak of a solve, in states.
 
-``--markdown FILE`` writes the table. ``--device cpu --quick`` runs every section small, to test the script itself.
+Exit status 1 if anything that is claimed fails. ``--markdown docs/gpu.md`` puts the table under the heading "Measured" of that page.
+``--device cpu --quick`` runs every section small, to test the script itself. carom has to be importable (installed, or the tree of links
+that ``make types`` lays out on PYTHONPATH), with numpy, scipy, tqdm and safetensors; the whole is made to fit into 8 minutes.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
+import copy
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from gpu_checks import Row, numerics, syncs
+from timing import Times, interleaved
 from torch import Tensor, nn
 
-from carom.domains import Ball, Euclidean, Hypercube, Orthant, RegularSimplex, Simplex, Torus
-from carom.processes import EDM, VE, VP, CosineVP, Diffusion, Discrete, FlowMatching, SubVP
-from carom.scores import GaussianMixtureScore
-from carom.scores.neural import (
-    MLP,
-    ConditionalFlowMatching,
-    DenoisingScoreMatching,
-    ImplicitScoreMatching,
-    LatentImageScoreMatching,
-    MLPConfig,
-    NeuralScore,
-    UNet,
-    UNetConfig,
-    train,
-)
+from carom.domains import Euclidean, Hypercube
+from carom.processes import VE, Diffusion
+from carom.scores.neural import NeuralScore, UNet, UNetConfig, train
 from carom.solvers import (
-    DDIM,
-    DEIS,
-    DPMSolver,
     DPMSolverPP,
-    EDMStochastic,
     Euler,
     EulerMaruyama,
-    ExponentialAdams,
     Heun,
-    ReflectedEulerMaruyama,
-    ReflectedStrang,
     Solver,
     UniPC,
-    bind,
-    integrate,
+    WhiteNoise,
     karras,
     solve,
-    uniform_lambda,
 )
-from carom.validation.problems import CosineScore
-
-DOMAINS = [Euclidean((6,)), Orthant((6,)), Hypercube((6,)), Torus((6,)), Simplex(7), RegularSimplex(3), Ball(2)]
-SCHEDULES = [VP(), SubVP(), VE(), EDM(), CosineVP(), FlowMatching(), Discrete.ddpm(100)]
-SOLVERS: list[Solver] = [
-    *[Euler(), Heun(), DDIM(), DPMSolver(3), DPMSolverPP(2), DPMSolverPP(2, sde=True), UniPC(3), DEIS(3)],
-    *[ExponentialAdams(3), EulerMaruyama(), EDMStochastic(), ReflectedStrang()],
-]
-
-
-class Row(NamedTuple):
-    """A line of the report; ``passed`` is None where nothing is claimed."""
-
-    what: str
-    value: str
-    passed: bool | None = None
 
 
 class Setting(NamedTuple):
+    """Where, how small, and until when (of the monotonic clock) costly extras are begun."""
+
     device: torch.device
     quick: bool
+    until: float
+
+    def timed(self, cases: dict[str, Callable[[], Any]]) -> Times:
+        for case in cases.values():
+            for _ in range(1 if self.quick else 3):  # compiling, warming up, recording a CUDA graph
+                case()
+        rounds, block = (1, 0.0) if self.quick else (15, 0.05)
+        return interleaved(cases, rounds, seconds=30, block=block, device=self.device)
+
+    def compiled(self, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+        # the small run tests that it can be traced
+        return torch.compile(function, **({"backend": "eager"} if self.quick else options))
 
 
-def synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def precision(tf32: bool) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
 
 
-def seconds(case: Callable[[], Any], device: torch.device, rounds: int = 20) -> float:
-    """Median wall time of a call after three warm ones, the device's queue empty before and after."""
-    for _ in range(3):
-        case()
-    taken = []
-    for _ in range(rounds):
-        synchronise(device)
-        start = time.perf_counter()
-        case()
-        synchronise(device)
-        taken.append(time.perf_counter() - start)
-    return statistics.median(taken)
+def exactly(checks: Callable[[torch.device], Iterator[Row]]) -> Callable[[Setting], Iterator[Row]]:
+    """A section of checks, without TF32."""
+
+    def section(setting: Setting) -> Iterator[Row]:
+        precision(tf32=False)
+        yield from checks(setting.device)
+
+    return section
 
 
-def difference(one: Tensor, other: Tensor) -> float:
-    """Largest difference, relative to 1 + size."""
-    one, other = one.double().cpu(), other.double().cpu()
-    return float(((one - other).abs() / (1 + other.abs())).max())
-
-
-# numerics ---------------------------------------------------------------------------------------------------------
-
-
-def compared(what: str, on: Callable[[torch.device], Tensor], device: torch.device, bound: float) -> Row:
-    error = difference(on(device), on(torch.device("cpu")))
-    return Row(what, f"{error:.1e} (≤ {bound:.0e})", error <= bound)
-
-
-def numerics(setting: Setting) -> Iterator[Row]:
-    """float64 throughout but for the losses, so that what differs is order of summation and library functions: some hundred ulp."""
-    device = setting.device
-    for domain in DOMAINS:
-        x0 = domain.project(0.3 + 0.1 * torch.randn(64, *domain.event_shape, dtype=torch.float64).abs())
-        x = domain.project(x0 + 0.05 * torch.randn_like(x0))
-        sigma = torch.linspace(0.06, 1.0, 64, dtype=torch.float64)
-        for name in ("log_prob", "score"):
-
-            def value(d: torch.device, domain=domain, name=name, x=x, x0=x0, sigma=sigma) -> Tensor:
-                return getattr(domain.heat_kernel(x0.to(d), sigma.to(d)), name)(x.to(d))
-
-            yield compared(f"kernel {name}, {domain!r}", value, device, 1e-9)
-    t = torch.linspace(0.01, 0.99, 50, dtype=torch.float64)
-    for schedule in SCHEDULES:
-
-        def levels(d: torch.device, schedule=schedule) -> Tensor:
-            u = t.to(d) * schedule.t_max
-            return torch.stack([schedule.scale(u), schedule.sigma(u).log(), schedule.time(schedule.sigma(u))])
-
-        yield compared(f"schedule {schedule!r}", levels, device, 1e-11)
-    yield from _losses(device)
-    yield from _solves(device)
-
-
-def _losses(device: torch.device) -> Iterator[Row]:
-    for domain in (Euclidean((6,)), Hypercube((6,)), Simplex(7)):
-        process = Diffusion(domain, VE(sigma_max=2.0))
-        torch.manual_seed(0)
-        score = NeuralScore(MLP(MLPConfig((6,), 64, 2)), process)
-        nn.init.normal_(score.network.last.weight)
-        x0 = Hypercube((6,)).uniform().sample((256,)).sort(-1).values
-        for objective in (
-            *[DenoisingScoreMatching(), LatentImageScoreMatching(), ConditionalFlowMatching()],
-            *([ImplicitScoreMatching()] if domain.bounded else []),
-        ):
-
-            def loss(d: torch.device, score=score, objective=objective, x0=x0) -> Tensor:
-                model = score.to(d)
-                # noise drawn on the CPU for both
-                value = objective(model, x0.to(d), generator=torch.Generator().manual_seed(1))
-                model.network.zero_grad()
-                value.backward()
-                gradients = torch.cat([p.grad.flatten() for p in model.network.parameters() if p.grad is not None])
-                return torch.cat([value.detach().reshape(1), gradients]).cpu()
-
-            # float32 with TF32 off: a thousand products a sum
-            yield compared(f"{type(objective).__name__} and its gradient, {domain!r}", loss, device, 1e-3)
-
-
-def _solves(device: torch.device) -> Iterator[Row]:
-    cube, space = Diffusion(Hypercube((4,)), VE()), Diffusion(Euclidean((1,)), VP())
-    exact = [CosineScore(cube, 0.8), GaussianMixtureScore(space, [0.3, 0.7], [-1.0, 0.8], [0.04, 0.09])]
-    for process, score in zip((cube, space), exact, strict=True):
-        x = process.prior(torch.float64).sample((64,), generator=torch.Generator().manual_seed(2))
-        times = uniform_lambda(process, 12)
-        for solver in SOLVERS:
-            if isinstance(solver, ReflectedStrang) and not process.domain.bounded:
-                continue
-
-            def run(d: torch.device, process=process, score=score, solver=solver, x=x, times=times) -> Tensor:
-                flow = process.flow(score) if type(process.flow(score)) in solver.accepts else process.reverse(score)
-                return solve(flow, x.to(d), times, solver, noise=seeded()).x
-
-            yield compared(f"{solver!r}, {process.domain!r}", run, device, 1e-8)
-
-
-def seeded() -> Any:
-    from carom.solvers import SampleNoise
-
-    return SampleNoise(range(64))
-
-
-# speed ------------------------------------------------------------------------------------------------------------
+# bandwidth ----------------------------------------------------------------------------------------------------------
 
 
 def bandwidth(setting: Setting) -> Iterator[Row]:
-    device, quick = setting
-    n, event = (8, (3, 8, 8)) if quick else (4096, (3, 32, 32))
-    x0, x = torch.rand(2, n, *event, device=device)
-    sigma = torch.rand(n, device=device) + 0.05
-    source = torch.rand(2 * x0.numel(), device=device)
-    target = torch.empty_like(source)
-    rounds = 3 if quick else 20
-    rate = 2 * source.numel() * 4 / seconds(lambda: target.copy_(source), device, rounds)
-    yield Row("copy", f"{rate / 1e9:.0f} GB/s")
-    domain = Hypercube(event)
-    read_write = {"score": 3, "log_prob": 2, "sample": 2}
-    for name, passes in read_write.items():
-
-        def kernel(name=name) -> Any:
-            return getattr(domain.unchecked_kernel(x0, sigma), name)(*([] if name == "sample" else [x]))
-
-        for mode in ("eager",) if quick else ("eager", "compiled"):
-            case = kernel if mode == "eager" else torch.compile(kernel)
-            own = passes * x0.numel() * 4 / seconds(case, device, rounds)
-            yield Row(f"{name} of the reflected kernel, {mode}", f"{own / 1e9:.0f} GB/s, {own / rate:.0%} of a copy")
+    precision(tf32=True)
+    for count in (8,) if setting.quick else (128, 4096):
+        yield from _bandwidth(setting, count, (3, 8, 8) if setting.quick else (3, 32, 32))
 
 
-def unet(setting: Setting) -> tuple[NeuralScore, tuple[int, ...], int]:
-    event, batch = ((3, 8, 8), 4) if setting.quick else ((3, 32, 32), 64)
-    config = UNetConfig(3, 8) if setting.quick else UNetConfig(3, 96, (1, 2, 2), blocks=2, attention=(1,))
+def _bandwidth(setting: Setting, count: int, event: tuple[int, ...]) -> Iterator[Row]:
+    """Bytes that have to be read and written, states only, over the time: x, x0 and the score; x and x0; x0 and x."""
+    domain, device = Hypercube(event), setting.device
+    x0, x = torch.rand(2, count, *event, device=device)
+    sigma = torch.rand(count, device=device) + 0.05
+    functions: dict[str, tuple[int, Callable[..., Tensor]]] = {
+        "score": (3, lambda x, x0, sigma: domain.unchecked_kernel(x0, sigma).score(x)),
+        "log_prob": (2, lambda x, x0, sigma: domain.unchecked_kernel(x0, sigma).log_prob(x)),
+        "sample": (2, lambda x, x0, sigma: domain.unchecked_kernel(x0, sigma).sample()),
+    }
+    cases: dict[str, Callable[[], Any]] = {"copy": lambda target=torch.empty_like(x): target.copy_(x)}
+    for name, (_, function) in functions.items():
+        cases[f"{name}, eager"] = lambda f=function: f(x, x0, sigma)
+        cases[f"{name}, compiled"] = lambda f=setting.compiled(function): f(x, x0, sigma)
+    times = setting.timed(cases)
+    states = f"{count} × {' × '.join(map(str, event))}"
+    yield Row(f"copy, {states}", f"{2 * x.nbytes / times.median('copy') / 1e9:.0f} GB/s")
+    for case in list(cases)[1:]:
+        passes = functions[case.split(",")[0]][0]
+        rate, share = passes * x.nbytes / times.median(case), passes / 2 / times.ratio(case, "copy")
+        yield Row(f"{case}, {states}", f"{rate / 1e9:.0f} GB/s, {share:.0%} of a copy")
+
+
+# sampling -----------------------------------------------------------------------------------------------------------
+
+
+def image_score(setting: Setting) -> tuple[NeuralScore, int]:
+    """(a score of 32×32 images, a batch size)."""
+    config = UNetConfig(3, 8, (1, 2), heads=0) if setting.quick else UNetConfig(3, 96, (1, 2, 2), blocks=2, attention=(1,))
     torch.manual_seed(0)
-    network = UNet(config).to(memory_format=torch.channels_last)
-    score = NeuralScore(network, Diffusion(Hypercube(event), VE())).to(setting.device).eval().requires_grad_(False)
-    return score, event, batch
+    network = UNet(config)
+    nn.init.normal_(network.last.weight, std=0.02)  # which starts at zero
+    network.to(setting.device, memory_format=torch.channels_last)
+    size = 8 if setting.quick else 32
+    return NeuralScore(network, Diffusion(Hypercube((3, size, size)), VE())), 4 if setting.quick else 64
 
 
-@torch.no_grad()
 def sampling(setting: Setting) -> Iterator[Row]:
-    device, quick = setting
-    score, event, batch = unet(setting)
-    x = torch.rand(batch, *event, device=device)
-    process, rounds, n = score.process, 3 if quick else 10, 4 if quick else 18
-    times = karras(process, n)
+    precision(tf32=True)
+    score, batch = image_score(setting)
+    score.eval().requires_grad_(False)
+    x = torch.rand(batch, *score.process.domain.event_shape, device=setting.device)
     plain = score.network
-    for name in ("eager",) if quick else ("eager", "CUDA graphs"):
-        score.network = plain if name == "eager" else torch.compile(plain, mode="reduce-overhead")
-        network = seconds(lambda: score.network(x, torch.zeros(batch, device=device)).clone(), device, rounds)
-        yield Row(
-            f"network of {sum(p.numel() for p in plain.parameters()):,} weights, {name}", f"{network * 1e3:.2f} ms"
-        )
-        for solver in (Euler(), Heun(), DPMSolverPP(2), UniPC(3), ReflectedEulerMaruyama()):
-            flow = process.flow(score) if type(process.flow(score)) in solver.accepts else process.reverse(score)
-            evaluations = int(torch.as_tensor(solve(flow, x, times, solver).nfe).max())
-            taken = seconds(lambda flow=flow, solver=solver: solve(flow, x, times, solver), device, rounds)
-            over = taken / (evaluations * network) - 1
-            yield Row(f"{solver!r}, {evaluations} evaluations, {name}", f"{over:+.1%} beyond the network")
-    score.network = plain
-    if not quick:
-        yield from _compiled_loop(score, x, times, device)
+    with torch.no_grad():
+        yield from _overheads("eager", score, x, setting)
+        score.network = setting.compiled(plain, mode="reduce-overhead")  # type: ignore[assignment]
+        yield from _overheads("CUDA graphs of the network", score, x, setting)
+        score.network = plain
+        yield from _compiled_step(score, x, setting)
 
 
-def _compiled_loop(score: NeuralScore, x: Tensor, times: Tensor, device: torch.device) -> Iterator[Row]:
-    """The whole of ``integrate`` in one graph, network and all."""
-    solver = DPMSolverPP(2)
-    flow = score.process.flow(score)
-    records = bind(solver.plan(flow, times), x)
-    draws = [() for _ in records]
-    eager = seconds(lambda: integrate(flow, x, records, solver, draws), device, 5)
-    compiled = torch.compile(lambda u: integrate(flow, u, records, solver, draws))
-    yield Row(
-        "integrate, DPM-Solver++(2M), compiled whole", f"{seconds(lambda: compiled(x), device, 5) / eager:.2f}× eager"
-    )
+def _overheads(how: str, score: NeuralScore, x: Tensor, setting: Setting) -> Iterator[Row]:
+    process, device = score.process, setting.device
+    times, c_noise = karras(process, 4 if setting.quick else 18), torch.zeros(len(x), device=device)
+    rules: dict[str, tuple[Solver, WhiteNoise | None]] = {
+        **{repr(s): (s, None) for s in (Euler(), Heun(), DPMSolverPP(2), UniPC(3))},
+        "EulerMaruyama(), noise drawn on the CPU": (EulerMaruyama(), WhiteNoise(0)),
+        "EulerMaruyama(), noise drawn on the device": (EulerMaruyama(), WhiteNoise(0, device)),
+    }
+    # a clone, for the output of a CUDA graph is overwritten by the next
+    cases: dict[str, Callable[[], Any]] = {"network": lambda: score.network(x, c_noise).clone()}
+    counts = {}
+    for name, (solver, noise) in rules.items():
+        run = lambda s=solver, n=noise: solve(s.accepts[0](process, score), x, times, s, noise=n)  # type: ignore[call-arg]
+        cases[name], counts[name] = run, int(torch.as_tensor(run().nfe).max())
+    measured = setting.timed(cases)
+    weights = sum(p.numel() for p in score.network.parameters())
+    images = " × ".join(map(str, x.shape))
+    yield Row(f"network of {weights:,} weights at {images}, {how}", f"{1e3 * measured.median('network'):.2f} ms")
+    for name, count in counts.items():
+        over = measured.ratio(name, "network") / count - 1
+        yield Row(f"{name}, {count} evaluations, {how}", f"{over:+.1%} beyond the network")
 
 
-# training ---------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def no_sync(device: torch.device) -> Iterator[None]:
-    """Any synchronisation raises."""
-    if device.type != "cuda":
-        yield
+def _compiled_step(score: NeuralScore, x: Tensor, setting: Setting) -> Iterator[Row]:
+    """One compiled step, network and all, for every step of a grid."""
+    what = "DPMSolverPP(2), step compiled with its network"
+    if time.monotonic() > setting.until:
+        yield Row(what, "left out: time was up")
         return
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    solver, process = DPMSolverPP(2), score.process
+    ours = copy.copy(solver)
+    ours.step = setting.compiled(solver.step, fullgraph=True)  # type: ignore[method-assign]
+    times = karras(process, 4 if setting.quick else 18)
+    cases: dict[str, Callable[[], Any]] = {
+        name: lambda s=s: solve(process.flow(score), x, times, s) for name, s in (("eager", solver), ("compiled", ours))
+    }
+    error = float((cases["compiled"]().x - cases["eager"]().x).abs().max())
+    # TF32 carries 11 bits, and a fused network rounds elsewhere
+    yield Row(f"{what}: difference from eager", f"{error:.1e} (≤ 1e-01)", error <= 0.1)
+    yield Row(what, f"{setting.timed(cases).ratio('compiled', 'eager'):.2f} × the time of eager")
+
+
+# training -----------------------------------------------------------------------------------------------------------
 
 
 def training(setting: Setting) -> Iterator[Row]:
-    device, quick = setting
-    score, event, _ = unet(setting)
-    score.train().requires_grad_(True)
-    batch, steps = (4, 3) if quick else (128, 60)
-    x, c_noise = torch.rand(batch, *event, device=device), torch.zeros(batch, device=device)
+    precision(tf32=True)
+    device = setting.device
+    score, _ = image_score(setting)
+    batch, few, many = (4, 1, 3) if setting.quick else (128, 20, 120)
+    x = torch.rand(batch, *score.process.domain.event_shape, device=device)
+    c_noise, gradient = torch.zeros(batch, device=device), torch.randn_like(x) / batch
+    data = torch.rand(8 * batch, *x.shape[1:], device=device)
 
     def bare() -> None:
         with torch.autocast(device.type, dtype=torch.bfloat16):
-            loss = score.network(x, c_noise).square().mean()
-        loss.backward()
+            out = score.network(x, c_noise)
+        out.backward(gradient.to(out.dtype))
         score.network.zero_grad(set_to_none=True)
 
-    network = seconds(bare, device, 3 if quick else 20)
-    score.loss(x).backward()
-    score.network.zero_grad(set_to_none=True)
-    with no_sync(device):
-        score.loss(x).backward()
+    def trained(steps: int) -> Callable[[], Any]:
+        return lambda: train(score, data, steps=steps, batch_size=batch, mixed_precision="bf16", progress=False)
+
+    times = setting.timed({"bare": bare, "few": trained(few), "many": trained(many)})
+    # what a training does once is in both
+    step = (times.median("many") - times.median("few")) / (many - few)
+    network = times.median("bare")
+    yield Row(f"bare forward and backward pass in bf16, batch {batch}", f"{batch / network:,.0f} images/s")
     yield Row(
-        "loss and its backward pass under sync-debug mode", "no sync" if device.type == "cuda" else "no CUDA", True
+        "training step: loss, gradient norm, AdamW, moving average",
+        f"{batch / step:,.0f} images/s, {1 - network / step:+.1%} of the step beside the network",
     )
-    data = torch.rand(8 * batch, *event, device=device)
-    options: dict[str, Any] = {"batch_size": batch, "mixed_precision": "bf16", "progress": False}
-    train(score, data, steps=3, **options)
-    synchronise(device)
-    start = time.perf_counter()
-    train(score, data, steps=steps, **options)
-    synchronise(device)
-    step = (time.perf_counter() - start) / steps
-    yield Row("bare forward and backward, bf16", f"{batch / network:,.0f} images/s")
-    yield Row(
-        "training step: loss, AdamW, average", f"{batch / step:,.0f} images/s, {network / step:.0%} of the bare network"
-    )
+
+
+# memory -------------------------------------------------------------------------------------------------------------
 
 
 def memory(setting: Setting) -> Iterator[Row]:
     device = setting.device
-    if device.type != "cuda":
-        yield Row("memory", "is measured on CUDA only")
-        return
-    process = Diffusion(Hypercube((64, 1024)), VE())
-    x = torch.rand(256, 64, 1024, device=device)
-    state = x.numel() * 4
-    for solver in (Euler(), DPMSolverPP(2), UniPC(3)):
-        flow = process.flow(lambda u, t: torch.zeros_like(u))
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        solve(flow, x, karras(process, 6), solver)
-        peak = (torch.cuda.max_memory_allocated(device) - before) / state
-        yield Row(
-            f"{solver!r} on a cube",
-            f"{peak:.1f} states beside the caller's (≤ {solver.order or 1} + 4)",
-            peak <= (solver.order or 1) + 4,
-        )
+    event = (8,) if setting.quick else (1 << 18,)
+    for domain in (Euclidean(event), Hypercube(event)):
+        process = Diffusion(domain, VE(sigma_max=2.0))
+        x = torch.rand(64, *event, device=device)
+        for solver in (Euler(), Heun(), DPMSolverPP(2), UniPC(3)):
+            run = lambda s=solver, p=process, x=x: solve(p.flow(lambda u, t: torch.zeros_like(u)), x, karras(p, 8), s)
+            run()
+            if device.type != "cuda":
+                yield Row(f"{solver!r}, {type(domain).__name__}", "is measured on CUDA alone")
+                continue
+            torch.cuda.synchronize(device)
+            torch.cuda.reset_peak_memory_stats(device)
+            before = torch.cuda.memory_allocated(device)
+            run()
+            peak = (torch.cuda.max_memory_allocated(device) - before) / x.nbytes
+            yield Row(f"{solver!r}, {type(domain).__name__}", f"{peak:.1f} states beside the caller's")
 
 
-SECTIONS = {"numerics": numerics, "bandwidth": bandwidth, "sampling": sampling, "training": training, "memory": memory}
+SECTIONS: dict[str, Callable[[Setting], Iterator[Row]]] = {
+    "numerics": exactly(numerics),
+    "syncs": exactly(syncs),
+    "bandwidth": bandwidth,
+    "sampling": sampling,
+    "training": training,
+    "memory": memory,
+}
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def rows_of(section: str, setting: Setting) -> Iterator[Row]:
+    """A section that fails is a row of the report, and the others go on."""
+    try:
+        yield from SECTIONS[section](setting)
+    except Exception as error:
+        yield Row(f"ended by {type(error).__name__}", str(error).strip().splitlines()[0] if str(error) else "", False)
+
+
+def write(page: Path, table: str) -> None:
+    heading = "## Measured\n"
+    before = page.read_text(encoding="utf-8").partition(heading)[0] if page.exists() else "# On a GPU\n\n"
+    page.write_text(f"{before}{heading}\n{table}\n", encoding="utf-8")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--quick", action="store_true", help="small sizes, to test the script itself")
-    parser.add_argument("--only", choices=SECTIONS)
-    parser.add_argument("--markdown", type=Path, help="a file for the table")
-    options = parser.parse_args()
-    if options.device == "cuda" and not torch.cuda.is_available():
-        print(
-            "gpu.py: there is no CUDA device here; run it where there is one (--device cpu --quick tests the script itself)"
-        )
+    parser.add_argument("--only", choices=SECTIONS, nargs="+", default=list(SECTIONS), metavar="SECTION")
+    parser.add_argument("--minutes", type=float, default=5.0, help="after which the compiled step is left out")
+    parser.add_argument("--markdown", type=Path, help="a page, under whose heading 'Measured' the table goes")
+    options = parser.parse_args(arguments)
+    if options.device.startswith("cuda") and not torch.cuda.is_available():
+        print("gpu.py: there is no CUDA device here; run it where there is one (--device cpu --quick tests the script)")
         return 0
-    setting = Setting(torch.device(options.device), options.quick)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    name = torch.cuda.get_device_name() if setting.device.type == "cuda" else "CPU"
-    lines, failed = [f"{name}, torch {torch.__version__}\n", "| section | what | measured | |\n|---|---|---|---|"], 0
+    device = torch.device(options.device)
+    setting = Setting(device, options.quick, time.monotonic() + 60 * options.minutes)
+    name = f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}" if device.type == "cuda" else "CPU"
+    lines, failed = (
+        [f"{name}, torch {torch.__version__}", "", "| section | what | measured | |", "|---|---|---|---|"],
+        0,
+    )
     print("\n".join(lines))
-    for section, rows in SECTIONS.items():
-        if options.only not in (None, section):
-            continue
-        for row in rows(setting):
+    for section in options.only:
+        for row in rows_of(section, setting):
             mark = "" if row.passed is None else "pass" if row.passed else "**FAIL**"
             failed += row.passed is False
-            lines.append(f"| {section} | {row.what} | {row.value} | {mark} |")
+            lines.append(f"| {section} | {row.what} | {row.value.replace('|', '/')} | {mark} |")
             print(lines[-1], flush=True)
     if options.markdown is not None:
-        options.markdown.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print(f"{failed} failed" if failed else "all passed")
+        write(options.markdown, "\n".join(lines))
+    print(f"{failed} failed" if failed else "nothing failed")
     return int(failed > 0)
 
 

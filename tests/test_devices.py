@@ -191,6 +191,7 @@ def test_kernels_stay_on_the_device(domain: KernelDomain) -> None:
     twice(lambda: domain.unchecked_kernel(x, 0.3)._score(x))  # a number is filled in, not copied
 
 
+@pytest.mark.slow
 def test_the_kernel_of_a_ball_stays_on_the_device() -> None:
     twice(BALL.unchecked_kernel(states(BALL, 2), torch.rand(2, device=AWAY)).sample_with_target)
 
