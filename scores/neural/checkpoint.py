@@ -47,7 +47,10 @@ def write(
     metadata = {"format": kind, "version": str(VERSION), "header": json.dumps(header)}
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode & 0o777
         save_file(own, temporary, metadata)
+        temporary.chmod(mode)  # as any new file here has; safetensors lets nobody but the owner read
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, target)
@@ -65,6 +68,10 @@ def read(
     source = Path(path)
     if not source.exists():
         raise FileNotFoundError(f"checkpoint: got {str(source)!r}, which does not exist; train or save one first")
+    if source.is_dir():
+        raise ValueError(
+            f"checkpoint: got the folder {str(source)!r}, expected a file; from_diffusers reads folders of diffusers"
+        )
     try:
         with safe_open(source, framework="pt") as file:
             header = _header(source, file.metadata() or {}, kind)
