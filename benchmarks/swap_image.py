@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from carom.bundled import DEFAULT, find_checkpoint
 from carom.scores.neural import NeuralScore, fashion_mnist
 from carom.solvers import (
     DDIM,
@@ -81,7 +82,7 @@ def levels_for(solver: Solver, evaluations: int) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--checkpoint", type=Path)
+    parser.add_argument("--checkpoint", default=DEFAULT)
     parser.add_argument("--samples", type=int, default=400)
     parser.add_argument("--pictures", type=Path, help="a folder for pictures of samples")
     options = parser.parse_args()
@@ -94,7 +95,8 @@ def main() -> None:
     with torch.no_grad():
         accuracy = float((net.last(net(held_out)).argmax(1) == held_labels).double().mean())
     features = torch.no_grad()(net)
-    score = NeuralScore.load(options.checkpoint)
+    with find_checkpoint(options.checkpoint) as path:
+        score = NeuralScore.load(path)
     real = frechet_distance(x[: options.samples], held_out[-5000:], features)
     print(f"own CNN: {accuracy:.1%} right on held-out pictures")
     print(f"own-CNN FD of {options.samples} real pictures: {real.value:.2f} ± {real.standard_error:.2f}")

@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,15 +31,22 @@ class Times:
 
 
 def interleaved(
-    cases: Mapping[str, Callable[[], Any]], rounds: int, seconds: float = 60.0, block: float = 0.02
+    cases: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    seconds: float = 60.0,
+    block: float = 0.02,
+    device: torch.device | None = None,
 ) -> Times:
     """Time every case once per round; fewer rounds (at least 3) once ``seconds`` are over.
 
     Where torch runs one thread, its processor time is measured, which other processes hardly disturb; otherwise wall time.
     Short cases are repeated for about ``block`` seconds at a time: a call much shorter than a time slice would be measured
-    undisturbed, and a long one beside it with its share of the others' work.
+    undisturbed, and a long one beside it with its share of the others' work. On a CUDA ``device`` wall time, from an empty queue
+    to an empty queue.
     """
     clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+    if device is not None and device.type == "cuda":
+        clock = partial(_when_done, device)
 
     def once(case: Callable[[], Any], number: int) -> float:
         start = clock()
@@ -58,6 +66,11 @@ def interleaved(
         if index >= 2 and time.perf_counter() > end:
             break
     return Times(taken)
+
+
+def _when_done(device: torch.device) -> float:
+    torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def settle_allocator() -> None:

@@ -102,7 +102,8 @@ def network_spec(spec: Spec, domain: Domain, classes: int) -> Spec:
             )
         if event[0] > 4 and event[2] in (1, 3, 4):
             raise ValueError(
-                f"--network {kind.lower()}: got data of event shape {tuple(event)}, expected [C, H, W]; --set data.layout=HWC says that channels come last"
+                f"--network {kind.lower()}: got data of event shape {tuple(event)}, expected [C, H, W]; say that channels come last by "
+                "--set data.layout=HWC"
             )
         found |= {"image_channels": event[0]} | ({"image_size": event[1:]} if kind == "DiT" else {})
     if kind == "MLP":

@@ -29,7 +29,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -38,6 +37,7 @@ import torch
 from scipy import special
 from torch import Tensor
 
+from .constants import OnDevice, lasting
 from .tensors import event_sum, expand_right, values_are_readable
 
 # The smallest σ of each table, in units of R; the first is sigma_min.
@@ -284,25 +284,35 @@ def _zonal(t: Tensor, count: int, dim: int) -> tuple[Tensor, Tensor]:
     return torch.cat(ladder(index, count), -1), torch.cat(steps, -1)
 
 
-@dataclass(frozen=True)
-class _Table:
+class _Table(NamedTuple):
     """The modes of one dimension with k below a bound, in the order l = 0, odd l, even l; T of them of degrees up to L."""
 
     dim: int
-    rows: int  #: of a block
+    radial: int  #: how many have l = 0
     size: int  #: Chebyshev coefficients of each function
     degree: Tensor  #: l of each mode, [T]
     decay: Tensor  #: −k²/2, [T]
     value: Tensor  #: coefficients of h in f = r^power · h(2r² − 1), [size, T]
     slope: Tensor  #: coefficients of g in f' = (1 − r²) r^lower · g(2r² − 1), [size, T]
-    count: Tensor  #: N_l, [L + 1]
+    count: Tensor  # type: ignore[assignment]  #: N_l, [L + 1]; hides tuple.count, which nobody asks of this one
     power: Tensor  #: 0, 1, 2 for l = 0, odd, even, [L + 1]; ``below`` is one less
     below: Tensor
     lower: Tensor
 
+    @property
+    def rows(self) -> int:
+        """Of a block."""
+        room = _CACHED if self.decay.device.type == "cpu" else _BUSY
+        return 1 << max(4, min(10, int(math.log2(room / max(len(self.decay), 1)))))
+
+
+def mode_table(dim: int, level: int, device: torch.device) -> _Table:
+    return _mode_tables(dim, level)(device)
+
 
 @cache
-def mode_table(dim: int, level: int, device: torch.device) -> _Table:
+@lasting
+def _mode_tables(dim: int, level: int) -> OnDevice[_Table]:
     bound = math.sqrt(2 * special.gammainccinv(dim / 2, _TRUNCATION)) / LEVELS[level]
     k, degree = _roots(dim, bound)
     order = np.argsort(np.where(degree == 0, 0, 1 + (degree + 1) % 2), kind="stable")
@@ -313,9 +323,10 @@ def mode_table(dim: int, level: int, device: torch.device) -> _Table:
     each = np.arange(top + 1)
     power = np.where(each == 0, 0, 2 - each % 2)
     count = special.binom(each + dim - 1, dim - 1) - np.where(each > 1, special.binom(each + dim - 3, dim - 1), 0)
-    rows = 1 << max(4, min(10, int(math.log2((_CACHED if device.type == "cpu" else _BUSY) / max(len(k), 1)))))
     tensors = (degree, -k * k / 2, value, slope, count, power, np.maximum(power - 1, 0), (each + 1) % 2)
-    return _Table(dim, rows, size, *(torch.from_numpy(np.ascontiguousarray(v)).to(device) for v in tensors))
+    return OnDevice(
+        _Table(dim, int((degree == 0).sum()), size, *(torch.from_numpy(np.ascontiguousarray(v)) for v in tensors))
+    )
 
 
 def _coefficients(dim: int, k: np.ndarray, degree: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -432,7 +443,7 @@ def _chi_square(square: Tensor, count: int) -> Tensor:
 
 def _draw_radius(table: _Table, share: Tensor, r0: Tensor, sigma: Tensor) -> Tensor:
     """r with F(r) = share, where F(r) = r^d [1 − (1 − r²) Σ e^{−k²σ²/2} f(r0) g(2r² − 1)/k²], summed over l = 0."""
-    dim, count = table.dim, int((table.degree == 0).sum())
+    dim, count = table.dim, table.radial
     value, slope, decay = table.value[:, :count], table.slope[:, :count], table.decay[:count]
     term = (decay * sigma * sigma).clamp(min=_NOTHING).exp() * _products(_chebyshev(r0, table.size), value, table.rows)
     density = _products(term, value.mT, table.rows)

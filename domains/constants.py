@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any, Generic, TypeVar
+import functools
+from collections.abc import Callable
+from typing import Any, Generic, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 Constants = TypeVar("Constants", bound=tuple)
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def lasting(function: Callable[P, R]) -> Callable[P, R]:
+    """A function whose tensors are kept for later callers: they are real though its first caller's are fake, and can be used for training
+    though it runs in inference mode."""
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        if torch.compiler.is_compiling():
+            return function(*args, **kwargs)
+        with torch.inference_mode(False), unset_fake_temporarily():
+            return function(*args, **kwargs)
+
+    return wrapped
 
 
 class OnDevice(Generic[Constants]):

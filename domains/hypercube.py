@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from .constants import OnDevice
 from .domain import FoldedDomain, HeatKernel, KernelDomain, Uniform
 from .interval import (
     half_line_log_prob,
@@ -51,10 +52,11 @@ class Hypercube(FoldedDomain, KernelDomain):
         self._closed = bool(np.isfinite(walls).all())
         self.is_cone = bool(((walls == 0) | np.isinf(walls)).all())
         finite = [np.isfinite(np.broadcast_to(v, self.event_shape)).ravel() for v in (self._low, self._high)]
-        #: the flat indices of the axes by (low is finite, high is finite)
-        self._axes = {
-            kind: torch.from_numpy(np.flatnonzero((finite[0] == kind[0]) & (finite[1] == kind[1]))) for kind in _KINDS
-        }
+        #: the flat indices of the axes by (low is finite, high is finite), in the order of _KINDS
+        self._axes = OnDevice(
+            tuple(torch.from_numpy(np.flatnonzero((finite[0] == a) & (finite[1] == b))) for a, b in _KINDS)
+        )
+        self._bounds = OnDevice((self.low, self.high))
 
     def __repr__(self) -> str:
         low, high = (shown(v) for v in (self._low, self._high))
@@ -76,7 +78,8 @@ class Hypercube(FoldedDomain, KernelDomain):
         """(low, high) to compute with next to ``x``: floats where all axes agree, tensors of x's dtype and device otherwise."""
         if self._low.ndim == self._high.ndim == 0:
             return float(self._low), float(self._high)
-        return as_like(self.low, x), as_like(self.high, x)
+        low, high = self._bounds(x.device)
+        return low.to(x.dtype), high.to(x.dtype)
 
     @property
     def low(self) -> Tensor:
@@ -208,8 +211,7 @@ def _by_kind(which: int, domain: Hypercube, arguments: Sequence[Tensor]) -> Tens
     ndim = len(domain.event_shape)
     flat = [event_flat(v, ndim) for v in arguments]
     parts, places = [], []
-    for kind, function in _KINDS.items():
-        axes = domain._axes[kind].to(flat[0].device)
+    for axes, function in zip(domain._axes(flat[0].device), _KINDS.values(), strict=True):
         if len(axes):
             parts.append(function(which, *(v.index_select(-1, axes) for v in flat)))
             places.append(axes)

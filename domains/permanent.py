@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .constants import lasting
 from .tensors import event_sum
 
 #: the largest n; the work doubles with each further row
@@ -35,6 +36,7 @@ class Layer(NamedTuple):
 
 
 @cache
+@lasting
 def subset_layers(n: int) -> tuple[Layer, ...]:
     """The tables of sizes 0 … n, on the CPU; a kernel looks them up once and hands them to the functions below."""
     subsets = [list(combinations(range(n), m)) for m in range(n + 1)]

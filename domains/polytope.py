@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.nn.functional import embedding
 
-from .constants import OnDevice
+from .constants import OnDevice, lasting
 from .domain import Uniform
 from .facets import Billiard, damp_facets, facet_distances
 from .half_spaces import FLAT, Numbers, bounding_box, half_spaces, hull, largest_ball, normalised, numbers, programme
@@ -133,12 +133,14 @@ class Polytope(Billiard):
         return HitAndRun(self, dtype)
 
     @cached_property
+    @lasting
     def _damping(self) -> OnDevice[tuple[Tensor, Tensor, Tensor]]:
         """The walls, their normals, and the products of those."""
         walls, constants = self._walls, self._constants(torch.device("cpu"))
         return OnDevice((walls, constants.normals[walls], constants.gram[walls][:, walls]))
 
     @cached_property
+    @lasting
     def _walls(self) -> Tensor:
         """The facets that are not redundant, int64 ``[k]``: only they may damp, or a wall given twice would damp twice."""
         outward = -self._normals.numpy()
@@ -152,6 +154,7 @@ class Polytope(Billiard):
         return torch.tensor(kept)
 
     @cached_property
+    @lasting
     def vertices(self) -> Tensor:
         """The corners, float64 ``[n, d]``, in the order of the plane's angle if d = 2 and of the coordinates else."""
         if self.event_shape == (1,):
@@ -182,6 +185,7 @@ class Polytope(Billiard):
         return math.log(ConvexHull(corners).volume) + dim * math.log(self.inradius)
 
     @cached_property
+    @lasting
     def _round_basis(self) -> Tensor:
         """A basis ``[d, d]`` in which the body is about as long in every direction: square root of the covariance of pilot runs,
         the first in the bounding box."""

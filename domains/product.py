@@ -117,9 +117,8 @@ class Product(Domain):
     def inward_normal(self, x: Tensor) -> Tensor:
         distance = self._each(lambda d, part: d.boundary_distance(part), x)
         nearest = torch.zeros_like(distance).scatter(-1, distance.argmin(-1, keepdim=True), 1.0)
-        return nearest.repeat_interleave(torch.tensor(self.sizes, device=x.device), -1) * self._map(
-            lambda d, part: d.inward_normal(part), x
-        )
+        of_part = [part.expand(*part.shape[:-1], n) for part, n in zip(nearest.split(1, -1), self.sizes, strict=True)]
+        return torch.cat(of_part, -1) * self._map(lambda d, part: d.inward_normal(part), x)
 
     def damp(self, x: Tensor, vector: Tensor, width: Tensor) -> Tensor:
         widths = as_like(width, x)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from .constants import OnDevice
+from .constants import OnDevice, lasting
 from .domain import FoldedDomain, HeatKernel, KernelDomain, Uniform
 from .facets import Billiard, Bounce
 from .probabilities import check_probabilities
@@ -106,15 +106,18 @@ class RegularSimplex(Billiard):
         return 1 / self.categories + self._from_plane(x)
 
     @cached_property
+    @lasting
     def _normals(self) -> Tensor:
         """The gradients of the distances, columns of H but for their length: ``[K, K − 1]``."""
         return self._to_plane(torch.eye(self.categories, dtype=torch.float64)) * self._stretch
 
     @cached_property
+    @lasting
     def _offsets(self) -> Tensor:
         return torch.full((self.categories,), self._stretch / self.categories, dtype=torch.float64)
 
     @cached_property
+    @lasting
     def _walls(self) -> OnDevice[tuple[Tensor, Tensor]]:
         """Quadratic in K, and needed for marching only."""
         return OnDevice((self._normals, self._offsets))

@@ -209,13 +209,19 @@ def check_categories(name: str, categories: int) -> int:
     return int(categories)
 
 
+# Longest rows whose n² numbers each are spent to keep an accelerator busy.
+_SHORT = 64
+
+
 def isotonic(x: Tensor) -> Tensor:
     """The non-decreasing vectors nearest to x, along its last dimension; rows that are sorted come back to the bit.
 
     Neighbouring blocks that violate the order are pooled, all runs of all rows at once, until none does. Where values cannot be
-    read (compiled, vmapped) the min–max formula max_{a ≤ i} min_{b ≥ i} mean(x_a … x_b), which takes n² memory.
+    read (compiled, vmapped), or short rows lie on an accelerator, which would be waited for in each round of pooling, the min–max formula
+    max_{a ≤ i} min_{b ≥ i} mean(x_a … x_b), which takes n² memory.
     """
-    return _pool(x) if values_are_readable(x) else _min_max(x)
+    away = x.device.type != "cpu" and x.shape[-1] <= _SHORT
+    return _min_max(x) if away or not values_are_readable(x) else _pool(x)
 
 
 def _pool(x: Tensor) -> Tensor:

@@ -45,10 +45,10 @@ def check_positive(value: Tensor, name: str) -> None:
 
 
 def values_are_readable(*tensors: Tensor) -> bool:
-    """False under ``torch.compile``, ``torch.func.vmap`` and for fake tensors, where a check cannot read values."""
+    """False under ``torch.compile``, ``torch.func.vmap`` and for fake and meta tensors, where a check cannot read values."""
     if torch.compiler.is_compiling():
         return False
-    return not any(_is_fake_or_batched(x) for x in tensors)
+    return not any(x.is_meta or _is_fake_or_batched(x) for x in tensors)
 
 
 def _is_fake_or_batched(x: Tensor) -> bool:
@@ -92,6 +92,9 @@ def entries(table: Tensor, index: Tensor) -> Tensor:
 
 def as_like(value: float | Tensor | np.ndarray, x: Tensor) -> Tensor:
     """``value`` as a tensor of x's dtype and device."""
+    if x.device.type != "cpu" and isinstance(value, (int, float)):
+        # filled in there: a copy from here would wait for the device
+        return torch.full((), value, dtype=x.dtype, device=x.device)
     return torch.as_tensor(value, dtype=x.dtype, device=x.device)
 
 

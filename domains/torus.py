@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from .constants import OnDevice
 from .domain import FoldedDomain, HeatKernel, KernelDomain, Uniform, WithoutWalls
 from .interval import interval_log_prob, interval_log_prob_and_score, interval_score
-from .tensors import as_like, check_shape, event_flat, event_sum, per_axis, shown
+from .tensors import check_shape, event_flat, event_sum, per_axis, shown
 
 
 class Torus(WithoutWalls, FoldedDomain, KernelDomain):
@@ -36,6 +37,7 @@ class Torus(WithoutWalls, FoldedDomain, KernelDomain):
         self._period = per_axis(period, self.event_shape, "period")
         if not (np.isfinite(self._period) & (self._period > 0)).all():
             raise ValueError(f"period: got {self._period.min():g}, expected finite numbers above 0")
+        self._on_device = OnDevice((self.period,))
 
     def __repr__(self) -> str:
         return f"Torus({self.event_shape}, period={shown(self._period)})"
@@ -53,7 +55,7 @@ class Torus(WithoutWalls, FoldedDomain, KernelDomain):
         return torch.from_numpy(np.broadcast_to(self._period, self.event_shape).copy())
 
     def _periods(self, x: Tensor) -> float | Tensor:
-        return float(self._period) if self._period.ndim == 0 else as_like(self.period, x)
+        return float(self._period) if self._period.ndim == 0 else self._on_device(x.device)[0].to(x.dtype)
 
     def difference(self, x: Tensor, y: Tensor) -> Tensor:
         period = self._periods(x)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..domains.constants import OnDevice
 from ..domains.tensors import entries, number
 from .schedule import Schedule, UnitScale, VariancePreserving
 
@@ -295,6 +296,7 @@ class Discrete(VariancePreserving):
         self.t_max = len(positive) / len(table)
         #: ln σ_i by −ln ᾱ, which keeps the digits that 1/ᾱ − 1 loses near 1
         self._log_sigma = 0.5 * (-positive.log()).expm1().log()
+        self._on_device = OnDevice((self._log_sigma,))
         self._range = float(self._log_sigma[0].exp()), float(self._log_sigma[-1].exp())
 
     def __repr__(self) -> str:
@@ -347,7 +349,7 @@ class Discrete(VariancePreserving):
         return self._range[1]
 
     def sigma(self, t: Tensor) -> Tensor:
-        table, position = self._log_sigma.to(t.device), t.to(torch.float64) * len(self.alphas_cumprod)
+        (table,), position = self._on_device(t.device), t.to(torch.float64) * len(self.alphas_cumprod)
         i = position.detach().floor().clamp(1, len(table) - 1).long()
         left, right = entries(table, i - 1), entries(table, i)
         above = (left + (position - i) * (right - left)).exp()
@@ -356,7 +358,7 @@ class Discrete(VariancePreserving):
         return torch.where(position < 1, position * table[0].exp(), above).to(t.dtype)
 
     def time(self, sigma: Tensor) -> Tensor:
-        table, target = self._log_sigma.to(sigma.device), sigma.to(torch.float64)
+        (table,), target = self._on_device(sigma.device), sigma.to(torch.float64)
         i = torch.searchsorted(table, target.log().contiguous()).clamp(1, len(table) - 1)
         left, right = entries(table, i - 1), entries(table, i)
         above = i + (target.log() - left) / (right - left)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -36,7 +37,7 @@ def from_ddpm_checkpoint(
     The file is safetensors, or what ``torch.save`` wrote as long as it holds tensors, numbers and containers only. The weights are
     found by their names, under any prefix (``module.``, ``model.``, ``state_dict.``, …). Moving averages are recognised
 
-    * by "ema" in their prefix, as in {"model": …, "ema": …} or "ema_model." (not "online_model.");
+    * by the word "ema" in their prefix, as in {"model": …, "ema": …} or "ema_model." (not "online_model.");
     * as "shadow_params", a list in the order of the network's trained parameters, with "ema" in the prefix or not;
     * as the second state dict of a list [model, optimizer, …, averages].
 
@@ -98,7 +99,7 @@ def find_weights(tensors: Mapping[str, Tensor], network: nn.Module, ema: bool) -
     trained = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
     found = _prefixes(tensors, set(network.state_dict()))
     whole = [prefix for prefix in found if all(prefix + name in tensors for name in trained)]
-    averages = [prefix for prefix in whole if "ema" in prefix and "online" not in prefix]
+    averages = [prefix for prefix in whole if "ema" in (words := _words(prefix)) and "online" not in words]
     if not averages:
         averages = [prefix for prefix in whole if prefix[:1].isdigit()][1:]  # [model, optimizer, …, averages]
     plain = next((prefix for prefix in whole if prefix not in averages), None)
@@ -108,6 +109,11 @@ def find_weights(tensors: Mapping[str, Tensor], network: nn.Module, ema: bool) -
     if ema:
         weights |= _shadow(tensors, trained) or (_under(tensors, averages[0]) if averages else {})
     return weights
+
+
+def _words(prefix: str) -> list[str]:
+    """The words of a prefix: "semantic_net." is no average, "model_EMA." is one."""
+    return re.split("[^a-z0-9]+", prefix.lower())
 
 
 def _prefixes(tensors: Mapping[str, Tensor], names: set[str]) -> Counter[str]:

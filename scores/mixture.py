@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ..domains import Euclidean
-from ..domains.tensors import as_like, check_event, event_sum, per_batch
+from ..domains.constants import OnDevice
+from ..domains.tensors import check_event, event_sum, per_batch
 from ..processes import Diffusion
 
 Array = float | Sequence[Any] | np.ndarray | Tensor
@@ -58,6 +59,7 @@ class GaussianMixtureScore:
         self.weights, self.means = weights / weights.sum(), means.reshape(count, dim)
         #: eigenvalues [K, d] and eigenvectors [K, d, d] (None where the axes are the eigenvectors)
         self.variances, self.basis = _eigen(covariances, count, dim)
+        self._constants = OnDevice((self.weights, self.means, self.variances, self.basis))
 
     def __repr__(self) -> str:
         return f"GaussianMixtureScore({self.process!r}, <{len(self.weights)} components>)"
@@ -73,7 +75,7 @@ class GaussianMixtureScore:
     def prediction(self, x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
         """(E[x0 | x], E[ε | x]), exact for every level including s = 0 and σ = 0."""
         parts = self._parts(x, t)
-        means, variances = as_like(self.means, x), as_like(self.variances, x)
+        _, means, variances, _ = self._on(x)
         gain = parts.scale[..., None, None] * variances / parts.variance
         data = self._mean(parts, gain * parts.residual) + event_sum(parts.weights[..., None, :] * means.T, 1)
         noise = self._mean(parts, parts.std[..., None, None] * parts.residual / parts.variance)
@@ -98,18 +100,27 @@ class GaussianMixtureScore:
         level = per_batch(t, x, event_ndim, "t")
         scale, std = self.process.schedule.scale(level), self.process.schedule.std(level)
         flat = x.reshape(*x.shape[: x.dim() - event_ndim], 1, self.means.shape[1])
-        residual = _rotate(flat - scale[..., None, None] * as_like(self.means, x), self.basis, transpose=True)
-        variance = scale[..., None, None] ** 2 * as_like(self.variances, x) + std[..., None, None] ** 2
-        log_parts = as_like(self.weights, x).log() - 0.5 * event_sum(
-            residual**2 / variance + variance.log() + math.log(2 * math.pi), 1
-        )
+        weights, means, variances, basis = self._on(x)
+        residual = _rotate(flat - scale[..., None, None] * means, basis, transpose=True)
+        variance = scale[..., None, None] ** 2 * variances + std[..., None, None] ** 2
+        log_parts = weights.log() - 0.5 * event_sum(residual**2 / variance + variance.log() + math.log(2 * math.pi), 1)
         log_prob = log_parts.logsumexp(-1)
         return _Parts(log_prob, (log_parts - log_prob[..., None]).exp(), residual, variance, scale, std)
 
     def _mean(self, parts: _Parts, vectors: Tensor) -> Tensor:
         """Σ_k r_k V_k vectors_k: ``[*batch, d]``."""
         return event_sum(
-            (parts.weights[..., None] * _rotate(vectors, self.basis, transpose=False)).transpose(-1, -2), 1
+            (parts.weights[..., None] * _rotate(vectors, self._on(vectors)[3], transpose=False)).transpose(-1, -2), 1
+        )
+
+    def _on(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Weights, means, variances and basis in x's dtype and on its device."""
+        weights, means, variances, basis = self._constants(x.device)
+        return (
+            weights.to(x.dtype),
+            means.to(x.dtype),
+            variances.to(x.dtype),
+            None if basis is None else basis.to(x.dtype),
         )
 
 
@@ -124,7 +135,6 @@ def _rotate(vectors: Tensor, basis: Tensor | None, *, transpose: bool) -> Tensor
     """V_kᵀ v or V_k v for each component, column by column: batch-invariant where a matrix product is not."""
     if basis is None:
         return vectors
-    basis = as_like(basis, vectors)
     columns = basis.transpose(-1, -2) if transpose else basis
     total = vectors[..., :1] * columns[..., 0]
     for j in range(1, basis.shape[-1]):

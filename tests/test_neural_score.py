@@ -481,6 +481,12 @@ def test_a_file_that_is_not_there():
         NeuralScore.load("nowhere")
 
 
+def test_a_file_has_the_permissions_of_any_other(tmp_path):
+    (tmp_path / "plain").touch()
+    NeuralScore(MLP(MLPConfig((1,), 8, 1)), Diffusion(Hypercube((1,)), VE())).save(tmp_path / "c")
+    assert (tmp_path / "c").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path, score = tmp_path / "score", vector_score()
     score.save(path)

@@ -409,7 +409,9 @@ def resumable(tmp_path, **options) -> dict:
     ("options", "error", "message"),
     [
         ({}, ValueError, "got neither steps nor seconds"),
-        ({"steps": 0}, ValueError, "steps: got 0, expected a finite number of at least 1"),
+        ({"steps": 0}, ValueError, "steps: got 0, expected a whole number of at least 1"),
+        ({"steps": 2.5}, ValueError, "steps: got 2.5, expected a whole number of at least 1"),
+        ({"steps": 2, "batch_size": 2.5}, ValueError, "batch_size: got 2.5, expected a whole number"),
         ({"seconds": math.inf}, ValueError, "seconds: got inf"),
         ({"steps": 1, "batch_size": 0}, ValueError, "batch_size: got 0"),
         ({"steps": 1, "ema": 1.0}, ValueError, r"ema: got 1.0, expected a decay in \[0, 1\)"),
@@ -474,3 +476,16 @@ def test_a_small_unet_learns_the_digits():
     score = NeuralScore(UNet(UNetConfig()), Diffusion(Hypercube((1, 8, 8)), VE()))
     result = train(score, data, steps=80, progress=False)
     assert result.losses[0] > 1.1 and sum(result.losses[-20:]) / 20 < 0.75
+
+
+def test_an_objective_on_another_clock_is_another_training(tmp_path):
+    """Times uniform under VP(.1, 10) are other noise levels than under VP(.1, 20)."""
+
+    def run(beta_max: float, **options):
+        process = Diffusion(Euclidean((1,)), VP(0.1, beta_max))
+        objective = DenoisingScoreMatching.simple(process)
+        train(small_score(), torch.rand(8, 1), objective=objective, checkpoint=tmp_path / "c", **options, **QUIET)
+
+    run(10.0, steps=1)
+    with pytest.raises(ValueError, match=r"belongs to another training: objective is .*10.0.* there and .*20.0.* here"):
+        run(20.0, steps=2, resume=True)

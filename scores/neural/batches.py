@@ -92,7 +92,8 @@ class Batches:
         if isinstance(self.data, DomainDataset):  # reads and maps a batch at once
             x, labels = self.data.batch(index)
             return [x] if labels is None else [x, labels]
-        items = [self.data[i] for i in index.tolist()]
+        several = getattr(self.data, "__getitems__", None)  # torch's own name for reading many rows at once
+        items = [self.data[i] for i in index.tolist()] if several is None else several(index.tolist())
         if not isinstance(items[0], Sequence):
             return [torch.stack(items)]
         _one_or_two(items[0])

@@ -47,10 +47,11 @@ def write(
     metadata = {"format": kind, "version": str(VERSION), "header": json.dumps(header)}
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
+        # safetensors writes files that the owner alone can read: take the permissions that any new file has here
         temporary.touch()
-        mode = temporary.stat().st_mode & 0o777
+        mode = temporary.stat().st_mode
         save_file(own, temporary, metadata)
-        temporary.chmod(mode)  # as any new file here has; safetensors lets nobody but the owner read
+        temporary.chmod(mode)
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, target)

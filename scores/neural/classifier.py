@@ -85,7 +85,7 @@ class CrossEntropy(Objective):
         steps: of the simulation where the domain has neither kernel nor fold; by default what the largest level needs, see
             :func:`simulate`.
 
-    Any domain. On a device no value is read on the way: no host sync; on the CPU labels are.
+    Any domain, under one schedule. On a device no value is read on the way: no host sync; on the CPU labels are.
     """
 
     levels: Levels | None = None
@@ -107,6 +107,11 @@ class CrossEntropy(Objective):
                 "CrossEntropy: got data without labels, expected (x, label), e.g. torch.utils.data.TensorDataset(x, labels)"
             )
         domain = score.process.domain
+        if score.process.parts:
+            raise TypeError(
+                f"CrossEntropy: got {score.process!r}, with a schedule for each part, expected one for all; use "
+                "Diffusion(Product(…), schedule)"
+            )
         check_event(x0, domain.event_shape, "x0")
         levels = self.levels or default_levels(score.process)
         sigma = levels.quantile(stratified(batch_shape(x0, domain.event_shape), x0, generator))

@@ -21,10 +21,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
+from ...domains.constants import OnDevice, lasting
 from ...domains.tensors import batch_shape, check_event, expand_right, number, per_batch
 from ...processes import Discrete
 from .decoders import Bins
@@ -66,7 +68,7 @@ class _ByLevel(Objective):
     def at(self, score: NeuralScore, x0: Tensor, index: Tensor, noise: Tensor, **condition: Any) -> LevelTerms:
         """The terms at given levels ``index`` ``[*batch]``, in 1, …, N, and given noise of x0's shape: what exact sums are made of."""
         ndim = len(score.process.domain.event_shape)
-        columns = step_table(table_of(self, score)).to(x0.device)[:, index - 1].to(x0.dtype)
+        columns = _constants(table_of(self, score), x0.device)[0][:, index - 1].to(x0.dtype)
         sigma, gain, span, posterior = (expand_right(column, ndim) for column in columns)
         value, extra = score.with_extra(x0 + sigma * noise, columns[0], **condition)
         error = noise + sigma * value
@@ -191,8 +193,23 @@ def step_columns(start: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
 
 def last_divergence(table: Discrete, x0: Tensor, batch_ndim: int) -> Tensor:
     """L_N per dimension: ``[*batch]``."""
-    gamma = (-table.alphas_cumprod[-1].log()).expm1().log().to(x0.device)
-    return prior_divergence(x0, gamma, x0.dim() - batch_ndim)
+    return prior_divergence(x0, _constants(table, x0.device)[1], x0.dim() - batch_ndim)
+
+
+#: of each table in use, on each device that asked: a copy in every step would wait for the device
+_KEPT: WeakKeyDictionary[Discrete, OnDevice[tuple[Tensor, Tensor]]] = WeakKeyDictionary()
+
+
+def _constants(table: Discrete, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(``step_table``, ln σ_N²) on a device."""
+    if table not in _KEPT:
+        _KEPT[table] = OnDevice(_make_constants(table))
+    return _KEPT[table](device)
+
+
+@lasting
+def _make_constants(table: Discrete) -> tuple[Tensor, Tensor]:
+    return step_table(table), (-table.alphas_cumprod[-1].log()).expm1().log()
 
 
 def table_of(asking: object, score: NeuralScore) -> Discrete:
@@ -249,6 +266,7 @@ class LearnedVariance:
         gain, span = step_table(schedule)[1:3]
         # the last step has the variance of x_0 itself, g² = σ_1² Var[ε | x], to which no β̃ is added
         self._columns = torch.stack([gain, span, (torch.arange(len(gain)) == 0).double()])
+        self._on_device = OnDevice((self._columns,))
         if times is None:
             return
         square, count = (-schedule.alphas_cumprod.log()).expm1(), len(schedule.alphas_cumprod)
@@ -265,7 +283,7 @@ class LearnedVariance:
         t = per_batch(t, x, ndim, "t")
         count = self._columns.shape[1]
         index = (t.double() * count).round().long().clamp(1, count) - 1
-        columns = self._columns.to(x.device)[:, index].to(x.dtype)
+        columns = self._on_device(x.device)[0][:, index].to(x.dtype)
         gain, span, whole = (expand_right(column, ndim) for column in columns)
         _, extra = self.score.with_extra(x / expand_right(schedule.scale(t), ndim), schedule.sigma(t), **self.condition)
         return ((span * _share(extra)).expm1() + whole) / gain

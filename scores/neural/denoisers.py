@@ -16,7 +16,7 @@ VPredictionPreconditioning 1/(σ² + 1)        −σ/√(σ² + 1)        1/√(
 VelocityPreconditioning    1/(1 + σ)         −σ/(1 + σ)          1/(1 + σ)     t = σ/(1 + σ)        ε − x0
 =========================  ================  ==================  ============  ===================  ====================
 
-1 − c_skip is written out in each, for at small σ it is lost in 1 − c_skip.
+1 − c_skip is written out in each, for at small σ it is lost in 1 − c_skip, and so is c_skip itself where it is small at large σ.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...domains.constants import OnDevice
 from ...domains.tensors import is_int, number
 from ...processes import VP
 from ...solvers import iddpm_levels
@@ -187,13 +188,13 @@ class IDDPMPreconditioning(_Noise):
         self.M, self.C1, self.C2 = _count(M), number(C1, "C1", low=0.0), number(C2, "C2", low=0.0)
         self.mean = number(mean, "mean")
         u = iddpm_levels(self.M, self.C1, self.C2).flip(0)
-        self._between = 0.5 * (u[1:] + u[:-1])  # where one label gives way to the next
+        self._between = OnDevice((0.5 * (u[1:] + u[:-1]),))  # where one label gives way to the next
 
     def config(self) -> dict[str, Any]:
         return {"type": "IDDPMPreconditioning", "M": self.M, "C1": self.C1, "C2": self.C2, "mean": self.mean}
 
     def c_noise(self, sigma: Tensor) -> Tensor:
-        between = self._between.to(sigma.device)
+        (between,) = self._between(sigma.device)
         return torch.bucketize(sigma.detach().to(torch.float64), between).to(sigma.dtype)
 
 
@@ -227,6 +228,9 @@ class VPredictionPreconditioning(FinitePrediction):
     def c_in(self, sigma: Tensor) -> Tensor:
         return (sigma**2 + 1).rsqrt()
 
+    def c_skip(self, sigma: Tensor) -> Tensor:
+        return self.c_in(sigma) ** 2
+
     def c_noise(self, sigma: Tensor) -> Tensor:
         return (sigma.log() / 4).clamp(-5, 5)
 
@@ -256,6 +260,9 @@ class VelocityPreconditioning(FinitePrediction):
 
     def c_in(self, sigma: Tensor) -> Tensor:
         return 1 / (1 + sigma)
+
+    def c_skip(self, sigma: Tensor) -> Tensor:
+        return self.c_in(sigma)
 
     def c_noise(self, sigma: Tensor) -> Tensor:
         return 1 / (1 + 1 / sigma)  # 1 at σ = ∞

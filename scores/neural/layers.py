@@ -114,7 +114,11 @@ class ClassEmbedding(nn.Module):
 
     def _tokens(self, embedding: Tensor, label: Tensor | int | None) -> Tensor:
         null = self.classes
-        tokens = torch.as_tensor(null if label is None else label, device=embedding.device)
+        token = null if label is None else label
+        # a number is written on the device: copied from here, it would stall every step and end the capture of a CUDA graph
+        if isinstance(token, int):
+            token = torch.full((), token, device=embedding.device)
+        tokens = torch.as_tensor(token, device=embedding.device)
         if tokens.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
             raise TypeError(f"label: got dtype {tokens.dtype}, expected whole numbers, e.g. label.long()")
         if tokens.shape not in ((), embedding.shape[:1]):

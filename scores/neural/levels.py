@@ -79,6 +79,16 @@ class UniformTime:
         number(self.high, "high", low=number(self.low, "low", low=0.0), open_low=True)
         if self.steps is not None and not is_int(self.steps, 1):
             raise ValueError(f"steps: got {self.steps!r}, expected a whole number of at least 1, or None")
+        if self.steps is None:
+            return
+        if not isinstance(self.schedule, Discrete):
+            raise TypeError(
+                f"steps: got {self.steps} on {self.schedule!r}, which has no table, expected a Discrete schedule, or None"
+            )
+        if self.steps > len(self.schedule.alphas_cumprod):
+            raise ValueError(
+                f"steps: got {self.steps}, expected at most the {len(self.schedule.alphas_cumprod)} levels of {self.schedule!r}"
+            )
 
     @classmethod
     def of(cls, process: Diffusion) -> UniformTime:
@@ -97,12 +107,18 @@ class UniformTime:
 
 @dataclass(frozen=True)
 class LogitNormalTime:
-    """logit t ∼ N(mean, std²) of the path (1 − t) x0 + t ε, so that ln σ = ln(t/(1 − t)) is normal: Esser et al. 2024, eq. 19."""
+    """logit t ∼ N(mean, std²) of the path (1 − t) x0 + t ε, so that ln σ = ln(t/(1 − t)) is normal: Esser et al. 2024, eq. 19.
+
+    ``low`` and ``high`` cut off σ, as in :class:`LogNormal`.
+    """
 
     mean: float = 0.0
     std: float = 1.0
     low: float = 1e-4
     high: float = 1e4
+
+    def __post_init__(self) -> None:
+        LogNormal(self.mean, self.std, self.low, self.high)  # which refuses what makes no sense
 
     def quantile(self, u: Tensor) -> Tensor:
         return LogNormal(self.mean, self.std, self.low, self.high).quantile(u)

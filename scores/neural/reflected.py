@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...domains import Domain, Hypercube, Product, RegularSimplex, Torus
 from ...domains.bounding import bounding_box
+from ...domains.tensors import as_like
 from .preconditioning import Preconditioning
 
 
@@ -172,8 +173,7 @@ def damp_walls(domain: Domain, x: Tensor, vector: Tensor, sigma: Tensor) -> Tens
         return domain.join(*(damp_walls(part, a, v, level) for part, a, v, level in parts))
     if isinstance(domain, Hypercube):
         low, high = domain.bounds(x)
-        limit = torch.as_tensor((high - low) / 4, dtype=x.dtype, device=x.device)
-        return domain.damp(x, vector, torch.minimum(sigma, limit))
+        return domain.damp(x, vector, torch.minimum(sigma, as_like((high - low) / 4, x)))
     return domain.damp(x, vector, sigma.clamp(max=wall_layer(domain)))
 
 

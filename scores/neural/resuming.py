@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ...processes import Schedule
 from . import checkpoint as files
 from .stored import Stored
 from .updates import Updates
@@ -92,6 +93,8 @@ def describe(value: Any) -> Any:
         return {"type": type(value).__name__} | {
             f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)
         }
+    if isinstance(value, Schedule):
+        return value.config()
     if value is None or isinstance(value, (int, float, str)):
         return value
     return getattr(value, "__qualname__", type(value).__qualname__)

@@ -74,6 +74,8 @@ class NeuralScore(Trainable):
         assert isinstance(self.preconditioning, FinitePrediction)
         event = self.process.domain.event_shape
         check_event(x, event)
+        if x.numel() == 0:
+            return torch.zeros_like(x), torch.zeros_like(x)
         t = expand_right(per_batch(t, x, len(event), "t"), len(event))
         schedule, batch = self.process.schedule, x.shape[: x.dim() - len(event)]
         scale, std = self.preconditioning.standard(schedule.scale(t), schedule.std(t))

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ...domains.tensors import is_int
 from . import resuming
 from .batches import Batches
 from .dataset import DomainDataset
@@ -133,8 +134,8 @@ def train(
         raise ValueError("train: got neither steps nor seconds, expected a budget, e.g. steps=2000")
     if resume and checkpoint is None:
         raise ValueError("train: got resume=True without a checkpoint; name the file to resume from")
-    _check_at_least(1, steps=steps, batch_size=batch_size, checkpoint_every=checkpoint_every, log_every=log_every)
-    _check_at_least(1, metrics_every=metrics_every, samples_every=samples_every, microbatches=microbatches)
+    _check_counts(steps=steps, batch_size=batch_size, checkpoint_every=checkpoint_every, log_every=log_every)
+    _check_counts(metrics_every=metrics_every, samples_every=samples_every, microbatches=microbatches)
     _check_at_least(0, seconds=seconds, warmup=warmup, weight_decay=weight_decay, clip=clip)
     if ema is not None and not 0 <= ema < 1:
         raise ValueError(f"ema: got {ema}, expected a decay in [0, 1), e.g. 0.999, or None")
@@ -209,6 +210,12 @@ def _warmed(lr: LearningRate, warmup: int) -> Callable[[int], float]:
 
 def _rising(ema: float | None) -> Callable[[int], float] | None:
     return None if ema is None else (lambda step: min(ema, (1 + step) / (10 + step)))
+
+
+def _check_counts(**values: int | None) -> None:
+    for name, value in values.items():
+        if value is not None and not is_int(value, 1):
+            raise ValueError(f"{name}: got {value!r}, expected a whole number of at least 1")
 
 
 def _check_at_least(least: int, **values: float | None) -> None:
