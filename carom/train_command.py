@@ -167,7 +167,7 @@ def run(
     from .scores.neural import train
     from .scores.neural.workers import find_workers
 
-    _check_out(out, resume)
+    _check_out(out, resume, recipe)
     score, data = build(recipe)
     objective = build_objective(recipe.objective, score.process)
     workers = find_workers(None)
@@ -179,8 +179,6 @@ def run(
     workers.wait()  # nothing is written before all have looked
     if workers.first:
         out.parent.mkdir(parents=True, exist_ok=True)
-        if not resume:
-            recipe.write(beside(out))
         weights = sum(p.numel() for p in score.network.parameters())
         say(f"{type(score.network).__name__} of {weights:,} weights, {len(data):,} rows of data, {score.process}")
     result = train(
@@ -191,6 +189,7 @@ def run(
         checkpoint=out,
         checkpoint_every=pictures_every,
         resume=resume,
+        log=_once(lambda: recipe.write(beside(out))),  # not before data and settings have been found to fit
         progress=True,
         metrics=metrics,
         samples=samples,
@@ -199,7 +198,7 @@ def run(
     )
     if workers.first:
         if result.losses or not beside(out).exists():
-            recipe.write(beside(out))  # of a resumed training only now that it has been found to fit and has gone on
+            recipe.write(beside(out))
         if result.losses or result.interrupted:
             loss = f", loss {result.loss:.4f}" if result.losses else ""
             say(f"{result.steps} steps in {result.seconds:.1f} s{loss} → {out}")
@@ -213,21 +212,31 @@ def run(
         raise typer.Exit(130)
 
 
-def _check_out(out: Path, resume: bool) -> None:
+def _once(action: Callable[[], None]) -> Callable[[object], None]:
+    """A function of anything that acts at its first call."""
+    left = [action]
+    return lambda _: left.pop()() if left else None
+
+
+def _check_out(out: Path, resume: bool, recipe: Recipe) -> None:
     if out.is_dir():
         raise ValueError(f"--out: got the folder {out}, expected the name of a file to write")
     if out.suffix == ".json":
         raise ValueError(f"--out: got {out}, where the recipe goes; expected another ending, e.g. .safetensors")
     if out.exists() and not resume:
         raise ValueError(f"--out: {out} exists; go on with it by --resume, or name another file")
-    recipe = beside(out)
-    if recipe.exists():
+    place = beside(out)
+    if place.exists():
         try:
-            Recipe.read(recipe)
+            there = Recipe.read(place)
         except (ValueError, OSError):
             raise ValueError(
-                f"--out: {recipe}, where the recipe goes, holds something else; name another file"
+                f"--out: {place}, where the recipe goes, holds something else; name another file"
             ) from None
+        if not resume and there != recipe:
+            raise ValueError(
+                f"--out: {place}, where the recipe goes, holds another one, which would be lost; name another file"
+            )
 
 
 def _painter(score: NeuralScore, folder: Path, seed: int) -> Callable[[NeuralScore, int], None]:

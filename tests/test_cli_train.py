@@ -391,3 +391,17 @@ def test_refusals_are_one_clear_line_and_leave_nothing(here, arguments, message)
     before = {p: p.read_bytes() for p in here.iterdir()}
     assert message in run("train", "--steps", 1, *arguments, code=2)
     assert {p: p.read_bytes() for p in here.iterdir()} == before
+
+
+def test_a_recipe_of_ones_own_is_not_written_over(here):
+    """Neither by options that change it, nor by a training of another ending beside it, nor by one that is refused."""
+    run("train", "--data", "points.npy", *SMALL, "--steps", 2, "--write-config", "mine.json")
+    before = Path("mine.json").read_bytes()
+    for arguments in (["--seed", 3, "--out", "mine.safetensors"], ["--out", "mine.pt", "--steps", 1]):
+        text = run("train", "--config", "mine.json", *arguments, code=2)
+        assert "mine.json, where the recipe goes, holds another one, which would be lost" in text
+        assert Path("mine.json").read_bytes() == before
+    np.save("points.npy", np.full((8, 3), 7.0, dtype=np.float32))
+    run("train", "--config", "mine.json", "--out", "other.safetensors", code=2)  # values outside the cube
+    assert not Path("other.json").exists()
+    assert Path("mine.json").read_bytes() == before
