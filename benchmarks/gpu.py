@@ -114,7 +114,9 @@ def _bandwidth(setting: Setting, count: int, event: tuple[int, ...]) -> Iterator
 
 def image_score(setting: Setting) -> tuple[NeuralScore, int]:
     """(a score of 32×32 images, a batch size)."""
-    config = UNetConfig(3, 8, (1, 2), heads=0) if setting.quick else UNetConfig(3, 96, (1, 2, 2), blocks=2, attention=(1,))
+    config = (
+        UNetConfig(3, 8, (1, 2), heads=0) if setting.quick else UNetConfig(3, 96, (1, 2, 2), blocks=2, attention=(1,))
+    )
     torch.manual_seed(0)
     network = UNet(config)
     nn.init.normal_(network.last.weight, std=0.02)  # which starts at zero
