@@ -11,7 +11,6 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 Constants = TypeVar("Constants", bound=tuple)
-CPU = torch.device("cpu")
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -37,12 +36,12 @@ class OnDevice(Generic[Constants]):
     them and is not kept."""
 
     def __init__(self, constants: Constants):
-        self._kept = {CPU: constants}
+        self._kept = {torch.device("cpu"): constants}
 
     def __call__(self, device: torch.device) -> Constants:
         if device in self._kept:
             return self._kept[device]
-        source = self._kept[CPU]
+        source = self._kept[torch.device("cpu")]
         if torch.compiler.is_compiling():
             return _moved(source, device)
         # a tensor made in inference mode could not be used for training later
@@ -53,7 +52,8 @@ class OnDevice(Generic[Constants]):
         return constants
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_kept": {CPU: self._kept[CPU]}}
+        cpu = torch.device("cpu")
+        return {"_kept": {cpu: self._kept[cpu]}}
 
 
 def _moved(value: Any, device: torch.device) -> Any:

@@ -296,7 +296,7 @@ class Discrete(VariancePreserving):
         self.t_max = len(positive) / len(table)
         #: ln σ_i by −ln ᾱ, which keeps the digits that 1/ᾱ − 1 loses near 1
         self._log_sigma = 0.5 * (-positive.log()).expm1().log()
-        self._on_device = OnDevice((self._log_sigma, table))
+        self._on_device = OnDevice((self._log_sigma,))
         self._range = float(self._log_sigma[0].exp()), float(self._log_sigma[-1].exp())
 
     def __repr__(self) -> str:
@@ -330,10 +330,6 @@ class Discrete(VariancePreserving):
             raise ValueError(f"from_betas: got {name!r}, expected {', '.join(map(repr, names))}")
         return cls((1 - betas).cumprod(0))
 
-    def alphas_on(self, device: torch.device) -> Tensor:
-        """``alphas_cumprod`` on a device, copied there once."""
-        return self._on_device(device)[1]
-
     @property
     def betas(self) -> Tensor:
         """β_i = 1 − ᾱ_i/ᾱ_{i−1}, i = 1..N."""
@@ -353,7 +349,7 @@ class Discrete(VariancePreserving):
         return self._range[1]
 
     def sigma(self, t: Tensor) -> Tensor:
-        (table, _), position = self._on_device(t.device), t.to(torch.float64) * len(self.alphas_cumprod)
+        (table,), position = self._on_device(t.device), t.to(torch.float64) * len(self.alphas_cumprod)
         i = position.detach().floor().clamp(1, len(table) - 1).long()
         left, right = entries(table, i - 1), entries(table, i)
         above = (left + (position - i) * (right - left)).exp()
@@ -362,7 +358,7 @@ class Discrete(VariancePreserving):
         return torch.where(position < 1, position * table[0].exp(), above).to(t.dtype)
 
     def time(self, sigma: Tensor) -> Tensor:
-        (table, _), target = self._on_device(sigma.device), sigma.to(torch.float64)
+        (table,), target = self._on_device(sigma.device), sigma.to(torch.float64)
         i = torch.searchsorted(table, target.log().contiguous()).clamp(1, len(table) - 1)
         left, right = entries(table, i - 1), entries(table, i)
         above = i + (target.log() - left) / (right - left)

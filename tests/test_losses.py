@@ -256,6 +256,7 @@ def test_min_snr_is_the_ratio_of_snrs():
     [
         (lambda: LogNormal(std=0.0), "std: got 0"),
         (lambda: LogUniform(2.0, 1.0), "high: got 1"),
+        (lambda: LogitNormalTime(low=2.0, high=1.0), "high: got 1"),
         (lambda: UniformTime(VP(), 0.5, 0.2), "high: got 0.2"),
         (lambda: UniformTime(Discrete.ddpm(50), steps=0), "steps: got 0"),
         (lambda: MinSNR(-1.0), "gamma: got -1"),

@@ -21,11 +21,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from ...domains.constants import CPU, OnDevice
+from ...domains.constants import OnDevice, lasting
 from ...domains.tensors import batch_shape, check_event, expand_right, number, per_batch
 from ...processes import Discrete
 from .decoders import Bins
@@ -67,7 +68,7 @@ class _ByLevel(Objective):
     def at(self, score: NeuralScore, x0: Tensor, index: Tensor, noise: Tensor, **condition: Any) -> LevelTerms:
         """The terms at given levels ``index`` ``[*batch]``, in 1, …, N, and given noise of x0's shape: what exact sums are made of."""
         ndim = len(score.process.domain.event_shape)
-        columns = step_table(table_of(self, score), x0.device)[:, index - 1].to(x0.dtype)
+        columns = _constants(table_of(self, score), x0.device)[0][:, index - 1].to(x0.dtype)
         sigma, gain, span, posterior = (expand_right(column, ndim) for column in columns)
         value, extra = score.with_extra(x0 + sigma * noise, columns[0], **condition)
         error = noise + sigma * value
@@ -170,10 +171,10 @@ class Hybrid(_ByLevel):
         return Terms(drawn.sigma, drawn.noise_error + self.weight * bound)
 
 
-def step_table(schedule: Discrete, device: torch.device = CPU) -> Tensor:
+def step_table(schedule: Discrete) -> Tensor:
     """σ_i, k_i, ln(β_i/β̃_i), β̃_i of the steps from levels i = 1, …, N, float64 ``[4, N]``; in step 1, to the data, k_i β̃_i = σ_1² and β̃_2
     stands for β̃_1."""
-    square = (-schedule.alphas_on(device).log()).expm1()
+    square = (-schedule.alphas_cumprod.log()).expm1()
     gain, span = step_columns(square[1:], square[:-1])
     variance = square / (1 + square)
     # (1 − σ_{i−1}²/σ_i²)·Var[x_{i−1} | x_0] = k/(1 + k)·…, free of cancellation
@@ -192,8 +193,23 @@ def step_columns(start: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
 
 def last_divergence(table: Discrete, x0: Tensor, batch_ndim: int) -> Tensor:
     """L_N per dimension: ``[*batch]``."""
-    gamma = (-table.alphas_on(x0.device)[-1].log()).expm1().log()
-    return prior_divergence(x0, gamma, x0.dim() - batch_ndim)
+    return prior_divergence(x0, _constants(table, x0.device)[1], x0.dim() - batch_ndim)
+
+
+#: of each table in use, on each device that asked: a copy in every step would wait for the device
+_KEPT: WeakKeyDictionary[Discrete, OnDevice[tuple[Tensor, Tensor]]] = WeakKeyDictionary()
+
+
+def _constants(table: Discrete, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(``step_table``, ln σ_N²) on a device."""
+    if table not in _KEPT:
+        _KEPT[table] = OnDevice(_make_constants(table))
+    return _KEPT[table](device)
+
+
+@lasting
+def _make_constants(table: Discrete) -> tuple[Tensor, Tensor]:
+    return step_table(table), (-table.alphas_cumprod[-1].log()).expm1().log()
 
 
 def table_of(asking: object, score: NeuralScore) -> Discrete:
@@ -249,8 +265,8 @@ class LearnedVariance:
         self.score, self.condition = score, condition or {}
         gain, span = step_table(schedule)[1:3]
         # the last step has the variance of x_0 itself, g² = σ_1² Var[ε | x], to which no β̃ is added
-        columns = torch.stack([gain, span, (torch.arange(len(gain)) == 0).double()])
-        self._columns, self._count = OnDevice((columns,)), len(gain)
+        self._columns = torch.stack([gain, span, (torch.arange(len(gain)) == 0).double()])
+        self._on_device = OnDevice((self._columns,))
         if times is None:
             return
         square, count = (-schedule.alphas_cumprod.log()).expm1(), len(schedule.alphas_cumprod)
@@ -260,13 +276,14 @@ class LearnedVariance:
             raise ValueError(f"times: got {times!r}, expected a decreasing list of the table's own times i/{count}")
         start, end = levels[:-1], levels[1:]
         start, end = start[end > 0] - 1, end[end > 0] - 1
-        columns[:2, start] = torch.stack(step_columns(square[start], square[end]))
+        self._columns[:2, start] = torch.stack(step_columns(square[start], square[end]))
 
     def __call__(self, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         schedule, ndim = self.score.process.schedule, len(self.score.process.domain.event_shape)
         t = per_batch(t, x, ndim, "t")
-        index = (t.double() * self._count).round().long().clamp(1, self._count) - 1
-        columns = self._columns(x.device)[0][:, index].to(x.dtype)
+        count = self._columns.shape[1]
+        index = (t.double() * count).round().long().clamp(1, count) - 1
+        columns = self._on_device(x.device)[0][:, index].to(x.dtype)
         gain, span, whole = (expand_right(column, ndim) for column in columns)
         _, extra = self.score.with_extra(x / expand_right(schedule.scale(t), ndim), schedule.sigma(t), **self.condition)
         return ((span * _share(extra)).expm1() + whole) / gain

@@ -107,12 +107,18 @@ class UniformTime:
 
 @dataclass(frozen=True)
 class LogitNormalTime:
-    """logit t ∼ N(mean, std²) of the path (1 − t) x0 + t ε, so that ln σ = ln(t/(1 − t)) is normal: Esser et al. 2024, eq. 19."""
+    """logit t ∼ N(mean, std²) of the path (1 − t) x0 + t ε, so that ln σ = ln(t/(1 − t)) is normal: Esser et al. 2024, eq. 19.
+
+    ``low`` and ``high`` cut off σ, as in :class:`LogNormal`.
+    """
 
     mean: float = 0.0
     std: float = 1.0
     low: float = 1e-4
     high: float = 1e4
+
+    def __post_init__(self) -> None:
+        LogNormal(self.mean, self.std, self.low, self.high)  # which refuses what makes no sense
 
     def quantile(self, u: Tensor) -> Tensor:
         return LogNormal(self.mean, self.std, self.low, self.high).quantile(u)
