@@ -96,8 +96,14 @@ def network_spec(spec: Spec, domain: Domain, classes: int) -> Spec:
     found: Spec = {"classes": classes, "label_dropout": LABEL_DROPOUT} if classes else {}
     if kind in ("UNet", "DiT"):
         if len(event) != 3:
+            advice = ", or for grey pictures --set data.layout=HW" if len(event) == 2 else ""
             raise ValueError(
-                f"--network {kind.lower()}: got data of event shape {tuple(event)}, expected [C, H, W]; use --network mlp"
+                f"--network {kind.lower()}: got data of event shape {tuple(event)}, expected [C, H, W]; use --network mlp{advice}"
+            )
+        if event[0] > 4 and event[2] in (1, 3, 4):
+            raise ValueError(
+                f"--network {kind.lower()}: got data of event shape {tuple(event)}, expected [C, H, W]; say that channels come last by "
+                "--set data.layout=HWC"
             )
         found |= {"image_channels": event[0]} | ({"image_size": event[1:]} if kind == "DiT" else {})
     if kind == "MLP":

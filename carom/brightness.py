@@ -14,9 +14,9 @@ from .scores.neural import AffineValues, NeuralScore
 def check_images(event_shape: Sequence[int], option: str) -> None:
     """Refuse events that are no pictures."""
     if len(event_shape) != 3 or event_shape[0] not in (1, 3):
+        advice = "; write the values with --out samples.npy" if option.startswith("--out") else ""
         raise ValueError(
-            f"{option}: got samples of shape {tuple(event_shape)}, expected images [C, H, W] with C = 1 or 3 for a picture; write the "
-            "values with --out samples.npy"
+            f"{option}: got samples of shape {tuple(event_shape)}, expected images [C, H, W] with C = 1 or 3 for a picture{advice}"
         )
 
 

@@ -198,8 +198,15 @@ def run(
         accelerator=workers.accelerator,
     )
     if workers.first:
-        recipe.write(beside(out))  # of a resumed training only now that it has been found to fit
-        say(f"{result.steps} steps in {result.seconds:.1f} s, loss {result.loss:.4f} → {out}")
+        if result.losses or not beside(out).exists():
+            recipe.write(beside(out))  # of a resumed training only now that it has been found to fit and has gone on
+        if result.losses or result.interrupted:
+            loss = f", loss {result.loss:.4f}" if result.losses else ""
+            say(f"{result.steps} steps in {result.seconds:.1f} s{loss} → {out}")
+        else:
+            say(
+                f"Nothing to do: {out} has {result.steps} steps in {result.seconds:.1f} s; name more --steps or --seconds, in all"
+            )
         if result.interrupted:
             say("Interrupted; go on with the same command and --resume")
     if result.interrupted:

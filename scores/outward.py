@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from ..domains import Euclidean
-from ..domains.tensors import check_event, expand_right, per_batch
+from ..domains.tensors import batch_shape, check_event, expand_right, per_batch
 from ..processes import Diffusion
 from .predictions import prediction, process_of
 
@@ -27,7 +27,8 @@ class Denoiser:
         """x ``[*batch, *event]`` at noise level σ, a number, ``[*batch]`` or ``[*batch, 1, …, 1]``: x's shape and dtype."""
         ndim = len(self.event_shape)
         check_event(x, self.event_shape)
-        sigma = expand_right(per_batch(sigma, x, ndim, "sigma").double(), ndim)
+        # one for each sample: a number with ones for the event would read as neither
+        sigma = expand_right(per_batch(sigma, x, ndim, "sigma").double().expand(batch_shape(x, self.event_shape)), ndim)
         # in float64: σ → t amplifies rounding where σ is flat
         t = self.process.schedule.time(sigma)
         scale = self.process.schedule.scale(t).to(x.dtype)

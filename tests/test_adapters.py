@@ -176,6 +176,15 @@ def test_going_out_and_coming_back_is_the_identity() -> None:
         torch.testing.assert_close(to_k_diffusion(score)(x, sigma), denoised(x, sigma), rtol=tolerance, atol=tolerance)
 
 
+def test_one_sigma_stands_for_every_picture() -> None:
+    process = Diffusion(Euclidean((1, 2, 2)), VP())
+    model = to_k_diffusion(from_prediction(lambda x, t: x * t.reshape(-1, 1, 1, 1), process, "noise"))
+    x = torch.randn(3, 1, 2, 2, dtype=F64)
+    expected = model(x, torch.full((3,), 5.0, dtype=F64))
+    for sigma in (5.0, torch.tensor(5.0, dtype=F64), torch.full((3, 1, 1, 1), 5.0, dtype=F64)):
+        assert torch.equal(model(x, sigma), expected)
+
+
 def test_their_samplers_run_our_models() -> None:
     """A sampler as they write it, with extra arguments: Euler in σ equals ours in the same coordinates and DDIM in the model's own."""
     truth = mixture(VP())

@@ -324,6 +324,15 @@ def test_resuming_needs_no_more_than_what_changes(here):
     assert Path("model.json").read_bytes() == before
 
 
+@pytest.mark.parametrize("steps", [2, 1])
+def test_a_budget_that_is_spent_leaves_nothing_to_do(here, steps):
+    run("train", "--data", "points.npy", *SMALL, "--steps", 2, "--batch-size", 8)
+    before = Path("model.json").read_bytes()
+    out = run("train", "--resume", "--steps", steps)
+    assert "Nothing to do: model.safetensors has 2 steps" in out and "nan" not in out
+    assert Path("model.json").read_bytes() == before
+
+
 def test_labels_metrics_and_pictures(here):
     run(
         "train", "--classes", "--steps", 4, "--batch-size", 8, "--set", "network.channels=4", "--set", "network.heads=0",
@@ -359,6 +368,8 @@ def test_a_file_without_word_of_its_data_still_resumes(here):
     [
         (["--network", "dit", "--data", "points.npy"], "--network dit: got data of event shape (3,)"),
         (["--network", "equivariant", "--data", "points.npy"], "expected --domain regular-simplex"),
+        (["--data", "grey.npy"], "--set data.layout=HW"),
+        (["--data", "colour.npy"], "--set data.layout=HWC"),
         (["--network", "mlp", "--data", "points.npy", "--classes"], "which has no labels"),
         (["--network", "mlp", "--data", "points.npy", "--pictures", "p"], "expected images [C, H, W]"),
         (["--network", "mlp", "--set", "network.wdith=3"], "unknown settings wdith"),
@@ -375,6 +386,8 @@ def test_refusals_are_one_clear_line_and_leave_nothing(here, arguments, message)
     if torch.cuda.is_available() and "cuda" in arguments:
         pytest.skip("there is a GPU")
     Path("package.json").write_text('{"name": "mine"}')
+    np.save("grey.npy", np.zeros((4, 8, 8), np.uint8))
+    np.save("colour.npy", np.zeros((4, 8, 8, 3), np.uint8))
     before = {p: p.read_bytes() for p in here.iterdir()}
     assert message in run("train", "--steps", 1, *arguments, code=2)
     assert {p: p.read_bytes() for p in here.iterdir()} == before

@@ -567,6 +567,23 @@ def test_a_tensor_dataset_is_read_as_its_items_are():
         Batches(TensorDataset(DATA, DATA, DATA), INTERVAL.domain, 4, 1, 0).at(0, 0, torch.device("cpu"))
 
 
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [(DATA.numpy(), "numpy array, expected a tensor"), ((DATA, torch.arange(50)), r"TensorDataset\(x, labels\)")],
+)
+def test_what_looks_like_a_data_set_is_refused(data, message):
+    with pytest.raises(TypeError, match=message):
+        train(small_score(), data, steps=1, progress=False)
+
+
+def test_checkpoints_are_readable_as_any_new_file_is(tmp_path):
+    (tmp_path / "plain").touch()
+    small_score().save(tmp_path / "score.safetensors")
+    assert (tmp_path / "score.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    with pytest.raises(ValueError, match="got the folder"):
+        NeuralScore.load(tmp_path)
+
+
 @pytest.mark.parametrize("as_tensor", [False, True])
 def test_the_average_moves_by_its_decay(as_tensor):
     score = NeuralScore(MLP(MLPConfig((1,), 8, 1)), Diffusion(Euclidean((1,)), VP()))

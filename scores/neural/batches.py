@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
@@ -44,6 +45,12 @@ class Batches:
                 )
             for part in data.split(4096):
                 domain.check(part, "data")
+        elif isinstance(data, np.ndarray):
+            raise TypeError("data: got a numpy array, expected a tensor; convert it with torch.as_tensor")
+        elif isinstance(data, tuple):  # (x, labels) would read as a dataset of two samples
+            raise TypeError(
+                f"data: got a tuple of {len(data)}, expected a tensor or a dataset, e.g. torch.utils.data.TensorDataset(x, labels)"
+            )
         elif not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
             raise TypeError(
                 f"data: got {type(data).__name__}, expected a tensor [N, *event] or a dataset with __len__ and __getitem__"

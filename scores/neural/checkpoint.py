@@ -69,6 +69,10 @@ def read(
     source = Path(path)
     if not source.exists():
         raise FileNotFoundError(f"checkpoint: got {str(source)!r}, which does not exist; train or save one first")
+    if source.is_dir():
+        raise ValueError(
+            f"checkpoint: got the folder {str(source)!r}, expected a file; from_diffusers reads folders of diffusers"
+        )
     try:
         with safe_open(source, framework="pt") as file:
             header = _header(source, file.metadata() or {}, kind)

@@ -43,9 +43,9 @@ class Bar:
         self.mean: float | None = None
         layout = "{l_bar}{bar}| {n:.0f}/{total:.0f} {unit} [{elapsed}<{remaining}{postfix}]"
         total, unit = (steps, "steps") if self.by_step else (seconds, "s")
-        self.bar = tqdm(
-            total=total, initial=done if self.by_step else 0, unit=unit, disable=not progress, bar_format=layout
-        )
+        # tqdm forgets a total that has been passed
+        start = 0 if steps is None else min(done, steps)
+        self.bar = tqdm(total=total, initial=start, unit=unit, disable=not progress, bar_format=layout)
         self.bar.set_description("training")
 
     def __enter__(self) -> Bar:
