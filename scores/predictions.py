@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from ..domains import Euclidean
+from ..domains.constants import OnDevice
 from ..domains.tensors import batch_shape, check_event, entries, expand_right, per_batch, values_are_readable
 from ..processes import Diffusion, Discrete, data_form, noise_form
 from ..processes.schedule import Schedule
@@ -277,10 +278,10 @@ class _Table:
     """Labels of the levels of a table, linear between them (as ln σ is), the first one below the first level."""
 
     def __init__(self, labels: Tensor):
-        self.labels = labels
+        self.labels, self._on_device = labels, OnDevice((labels,))
 
     def __call__(self, t: Tensor) -> Tensor:
-        labels, position = self.labels.to(t.device), _whole(t * len(self.labels), t.dtype)
+        (labels,), position = self._on_device(t.device), _whole(t * len(self.labels), t.dtype)
         i = position.detach().floor().clamp(1, len(labels) - 1).long()
         left, right = entries(labels, i - 1), entries(labels, i)
         return left + (position - i).clamp(min=0) * (right - left)

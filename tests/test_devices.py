@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -34,20 +34,32 @@ from carom.domains import (
 )
 from carom.domains.constants import OnDevice
 from carom.domains.permanent import subset_layers
-from carom.processes import EDM, VE, VP, CosineVP, Diffusion, Discrete, FlowMatching, Schedule, SubVP
-from carom.scores import GaussianMixtureScore
+from carom.processes import EDM, VE, VP, CosineVP, Diffusion, Discrete, FlowMatching, Learned, Schedule, SubVP
+from carom.scores import GaussianMixtureScore, from_prediction
 from carom.scores.neural import (
     MLP,
+    VDM,
+    Bins,
+    ClassifierMLP,
+    ClassifierMLPConfig,
     ConditionalFlowMatching,
+    CrossEntropy,
     DenoisingScoreMatching,
+    HighOrderScoreMatching,
     IDDPMPreconditioning,
     ImplicitScoreMatching,
     LatentImageScoreMatching,
     LogitNormalTime,
     MLPConfig,
     NeuralScore,
+    NoisyClassifier,
     Objective,
+    ResidualHead,
+    ResidualMatching,
+    SecondMomentHead,
+    SecondMomentMatching,
     SlicedScoreMatching,
+    VariationalBound,
     VPredictionPreconditioning,
 )
 from carom.solvers import (
@@ -272,6 +284,43 @@ def test_losses_with_a_schedule_for_each_part_stay_on_the_device() -> None:
     loss_stays_away(Diffusion(domain, [VE(), VE(sigma_max=1.0)]), DenoisingScoreMatching())
 
 
+def gradients_stay_away(module: nn.Module, loss: Callable[[], Tensor]) -> None:
+    module.to(AWAY)
+    twice(loss).backward()
+    assert any(p.grad is not None for p in module.parameters())
+
+
+@pytest.mark.parametrize("domain", [Euclidean((2,)), Hypercube((2,)), Simplex(3)], ids=repr)
+def test_derivatives_and_moments_stay_on_the_device(domain: KernelDomain) -> None:
+    process, x0 = Diffusion(domain, VE(sigma_max=2.0)), states(domain)
+    score = NeuralScore(MLP(MLPConfig((2,), 8, 1)), process)
+    for objective in (HighOrderScoreMatching(), HighOrderScoreMatching(probes=1)):
+        gradients_stay_away(score, lambda objective=objective: objective(score, x0))
+    for kind, matching in ((SecondMomentHead, SecondMomentMatching()), (ResidualHead, ResidualMatching(score))):
+        head = kind(MLP(MLPConfig((2,), 8, 1)), process)
+        gradients_stay_away(head, lambda head=head, matching=matching: matching(head, x0))
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [VariationalBound(), VariationalBound(bins=Bins(8)), VDM(Learned()), VDM(Learned(), steps=10, bins=Bins(8))],
+    ids=repr,
+)
+def test_bounds_stay_on_the_device(objective: Any) -> None:
+    process = Diffusion(Euclidean((2,)), Discrete.ddpm(50))
+    score = NeuralScore(MLP(MLPConfig((2,), 8, 1)), process)
+    if isinstance(objective, nn.Module):
+        objective.to(AWAY)
+    gradients_stay_away(score, lambda: score.loss(states(process.domain), objective))
+
+
+def test_a_classifier_stays_on_the_device() -> None:
+    process = Diffusion(Hypercube((2,)), VE())
+    classifier = NoisyClassifier(ClassifierMLP(ClassifierMLPConfig((2,), classes=3)), process)
+    label = torch.zeros(4, dtype=torch.int64, device=AWAY)
+    gradients_stay_away(classifier, lambda: CrossEntropy()(classifier, states(process.domain), label=label))
+
+
 # solvers ------------------------------------------------------------------------------------------------------------
 
 RULES: tuple[Solver, ...] = (
@@ -334,6 +383,11 @@ def test_networks_on_other_domains_stay_on_the_device(domain: KernelDomain) -> N
     with torch.no_grad():
         for solver in (Heun(), EulerMaruyama()):
             solves_away(solver, process, score)
+
+
+def test_borrowed_networks_with_labels_from_a_table_stay_on_the_device() -> None:
+    process = Diffusion(Euclidean((2,)), Discrete.ddpm(50))
+    solves_away(DDIM(), process, from_prediction(lambda x, label: x * label[:, None], process, "noise"))
 
 
 def test_a_half_line_rule_stays_on_the_device() -> None:

@@ -148,7 +148,7 @@ class VDM(Objective, nn.Module):
             noise = noise + std * score.at_level(x0 + std * noise, std.expand(batch), **condition)
         if self.bins is not None:
             return event_mean(self.bins.softmax_nll(x0, x0 + std * noise, std), ndim)
-        square = event_mean(noise.square(), ndim) if self.denoise else torch.ones(batch).to(x0)
+        square = event_mean(noise.square(), ndim) if self.denoise else x0.new_ones(batch)
         return 0.5 * (math.log(2 * math.pi) + gamma.to(x0.dtype) + square)
 
 
