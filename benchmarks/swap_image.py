@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from carom.bundled import DEFAULT, find_checkpoint
-from carom.scores.neural import NeuralScore, fashion_mnist
+from carom.domains import Hypercube
+from carom.scores.neural import NeuralScore, fashion_mnist, to_domain
 from carom.solvers import (
     DDIM,
     DEIS,
@@ -72,7 +73,7 @@ def trained_features(x: Tensor, labels: Tensor, steps: int = 1500) -> Features:
 def images(part: str) -> tuple[Tensor, Tensor]:
     data = fashion_mnist(part)
     assert data.labels is not None
-    return data.values.reshape(-1, 1, 28, 28).float() / 255, data.labels
+    return to_domain(data.values, Hypercube(data.event_shape))[0], data.labels
 
 
 def levels_for(solver: Solver, evaluations: int) -> int:

@@ -28,7 +28,7 @@ from carom.scores.neural import (
     digits,
     train,
 )
-from carom.scores.neural.objectives import stratified
+from carom.scores.neural.levels import stratified
 
 INTERVAL = Diffusion(Hypercube((1,)), VE(sigma_min=0.02))
 AMPLITUDE = 0.9  # of the cosine density 1 + a·cos πx

@@ -19,7 +19,7 @@ from ...domains.tensors import batch_shape, check_event, check_shape, is_int, nu
 from . import checkpoint
 from .forward import unchecked
 from .layers import NoiseEmbedding
-from .levels import Levels, default_levels, largest_level, stratified
+from .levels import Levels, default_levels, draw_levels, largest_level
 from .networks import register_network
 from .objectives import Objective, Terms
 from .trainable import Trainable
@@ -112,9 +112,8 @@ class CrossEntropy(Objective):
                 f"CrossEntropy: got {score.process!r}, with a schedule for each part, expected one for all; use "
                 "Diffusion(Product(…), schedule)"
             )
-        check_event(x0, domain.event_shape, "x0")
         levels = self.levels or default_levels(score.process)
-        sigma = levels.quantile(stratified(batch_shape(x0, domain.event_shape), x0, generator))
+        sigma = draw_levels(levels, x0, domain.event_shape, generator)
         with torch.no_grad():
             x = unchecked(domain, x0, sigma, generator, self.steps, lambda: largest_level(levels))
         logits = score.logits_at_level(x, sigma, **condition)

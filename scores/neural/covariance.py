@@ -30,12 +30,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ...domains import Domain, FoldedDomain
+from ...domains import Domain
 from ...domains.tensors import check_event, per_batch
 from ...processes import Diffusion, process_from_config
 from . import checkpoint
 from .levels import Levels
-from .objectives import Objective, ScoreMatching, Terms, latent_image
+from .objectives import Objective, ScoreMatching, Terms, check_folds, latent_image
 from .preconditioning import Preconditioning
 from .preconditioning_registry import default_preconditioning, preconditioning_from_config
 from .score import NeuralScore
@@ -192,16 +192,12 @@ class CovarianceMatching(ScoreMatching):
     def terms(
         self, score: NeuralScore, x0: Tensor, generator: torch.Generator | None = None, **condition: Any
     ) -> Terms:
-        domain = score.process.domain
         if not isinstance(score, self.head):
             raise TypeError(
                 f"{type(self).__name__}: got a {type(score).__name__}, expected a {self.head.__name__}(network, process)"
             )
-        if not isinstance(domain, FoldedDomain):
-            raise TypeError(
-                f"{type(self).__name__}: got {domain!r}, whose reflection is no folding, expected a FoldedDomain such as Euclidean, "
-                "for elsewhere no Gaussian noise leads from the data to x"
-            )
+        advice = "Euclidean, for elsewhere no Gaussian noise leads from the data to x"
+        domain = check_folds(score.process.domain, self, advice)
         sigma = self._begin(score, x0, generator)
         level, x, target = latent_image(domain, x0, sigma, generator)
         with torch.no_grad():

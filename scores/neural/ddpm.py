@@ -31,7 +31,8 @@ from ...domains.tensors import batch_shape, check_event, expand_right, number, p
 from ...processes import Discrete
 from .decoders import Bins
 from .forward import normal
-from .objectives import Objective, Terms, stratified
+from .levels import stratified
+from .objectives import Objective, Terms
 from .score import NeuralScore
 from .vdm import event_mean, prior_divergence, refuse_walls
 

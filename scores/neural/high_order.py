@@ -25,12 +25,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ...domains import FoldedDomain
 from ...domains.tensors import event_sum, expand_right, is_int, number
 from .divergence import signs, slope
 from .layers import LayerNorm
 from .levels import Levels
-from .objectives import ScoreMatching, Terms, latent_image, noise_unit
+from .objectives import ScoreMatching, Terms, check_folds, latent_image, noise_unit
 
 if TYPE_CHECKING:
     from .score import NeuralScore
@@ -96,12 +95,8 @@ class HighOrderScoreMatching(ScoreMatching):
     def terms(
         self, score: NeuralScore, x0: Tensor, generator: torch.Generator | None = None, **condition: Any
     ) -> Terms:
-        domain = score.process.domain
-        if not isinstance(domain, FoldedDomain):
-            raise TypeError(
-                f"HighOrderScoreMatching: got {domain!r}, whose reflection is no folding, expected a FoldedDomain such as Euclidean or "
-                "Hypercube, where the noise between a state and an image of its data is Gaussian; use ImplicitScoreMatching"
-            )
+        advice = "Euclidean or Hypercube, where the noise between a state and an image of its data is Gaussian; use ImplicitScoreMatching"
+        domain = check_folds(score.process.domain, self, advice)
         if self.third:
             _check_layers(score.network)
         sigma = self._begin(score, x0, generator)

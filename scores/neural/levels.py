@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ...domains.tensors import is_int, number
+from ...domains.tensors import batch_shape, check_event, is_int, number
 from ...processes import Diffusion, Discrete, Schedule
 
 
@@ -106,22 +106,16 @@ class UniformTime:
 
 
 @dataclass(frozen=True)
-class LogitNormalTime:
+class LogitNormalTime(LogNormal):
     """logit t ∼ N(mean, std²) of the path (1 − t) x0 + t ε, so that ln σ = ln(t/(1 − t)) is normal: Esser et al. 2024, eq. 19.
 
-    ``low`` and ``high`` cut off σ, as in :class:`LogNormal`.
+    In σ this is a :class:`LogNormal`; only what mean and std are by default differs, and where σ is cut off.
     """
 
     mean: float = 0.0
     std: float = 1.0
     low: float = 1e-4
     high: float = 1e4
-
-    def __post_init__(self) -> None:
-        LogNormal(self.mean, self.std, self.low, self.high)  # which refuses what makes no sense
-
-    def quantile(self, u: Tensor) -> Tensor:
-        return LogNormal(self.mean, self.std, self.low, self.high).quantile(u)
 
 
 @dataclass(frozen=True)
@@ -155,6 +149,12 @@ def stratified(shape: torch.Size, like: Tensor, generator: torch.Generator | Non
     shift = torch.rand((), generator=generator, device=device, dtype=like.dtype)
     # (i + shift)/n < 1 but for rounding, which remainder catches
     return ((order.to(like.dtype) + shift) / n).remainder(1).reshape(shape).to(like.device)
+
+
+def draw_levels(levels: Levels, x0: Tensor, event_shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+    """One σ for each sample of data ``[*batch, *event]``, in strata: ``[*batch]``. Refuses data of another shape."""
+    check_event(x0, event_shape, "x0")
+    return levels.quantile(stratified(batch_shape(x0, event_shape), x0, generator))
 
 
 def default_levels(process: Diffusion) -> LogUniform:

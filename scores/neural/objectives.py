@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 
 from ...domains import Domain, FoldedDomain, KernelDomain
-from ...domains.tensors import batch_shape, check_event, expand_right
+from ...domains.tensors import expand_right
 from ...processes import Diffusion, FlowMatching
 from .divergence import slope
 from .forward import normal, unchecked
@@ -47,8 +47,8 @@ from .levels import (
     MinSNR,
     UniformTime,
     default_levels,
+    draw_levels,
     largest_level,
-    stratified,
 )
 
 if TYPE_CHECKING:
@@ -92,10 +92,8 @@ class ScoreMatching(Objective):
                 f"{type(self).__name__}: got {score.process!r}, with a schedule for each part, expected one for all; use "
                 "Diffusion(Product(…), schedule), or DenoisingScoreMatching"
             )
-        event = score.process.domain.event_shape
-        check_event(x0, event, "x0")
         levels = self.levels or self.default(score.process)
-        return levels.quantile(stratified(batch_shape(x0, event), x0, generator))
+        return draw_levels(levels, x0, score.process.domain.event_shape, generator)
 
     def default(self, process: Diffusion) -> Levels:
         """The levels where none are given."""
@@ -220,7 +218,7 @@ class LatentImageScoreMatching(ScoreMatching):
     def terms(
         self, score: NeuralScore, x0: Tensor, generator: torch.Generator | None = None, **condition: Any
     ) -> Terms:
-        domain = _folds(score.process.domain, self)
+        domain = check_folds(score.process.domain, self, "Hypercube or Simplex; use ImplicitScoreMatching")
         sigma = self._begin(score, x0, generator)
         level, x, target = latent_image(domain, x0, sigma, generator)
         residual = (score.at_level(x, sigma, **condition) - target) / noise_unit(score, level)
@@ -257,7 +255,7 @@ class ConditionalFlowMatching(ScoreMatching):
     def terms(
         self, score: NeuralScore, x0: Tensor, generator: torch.Generator | None = None, **condition: Any
     ) -> Terms:
-        domain = _folds(score.process.domain, self)
+        domain = check_folds(score.process.domain, self, "Hypercube or Simplex; use ImplicitScoreMatching")
         sigma = self._begin(score, x0, generator)
         level, x, target = latent_image(domain, x0, sigma, generator)
         speed = level if domain.bounded else level * (1 + level)
@@ -316,11 +314,11 @@ def latent_image(
     return level, x, carried_forth(back, -z) / level
 
 
-def _folds(domain: Domain, objective: Objective) -> FoldedDomain:
+def check_folds(domain: Domain, objective: Objective, advice: str) -> FoldedDomain:
+    """The domain, if it folds; ``advice`` names one that does, and says what to do."""
     if not isinstance(domain, FoldedDomain):
         raise TypeError(
-            f"{type(objective).__name__}: got {domain!r}, whose reflection is no folding, expected a FoldedDomain such as "
-            "Hypercube or Simplex; use ImplicitScoreMatching"
+            f"{type(objective).__name__}: got {domain!r}, whose reflection is no folding, expected a FoldedDomain such as {advice}"
         )
     return domain
 

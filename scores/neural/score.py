@@ -76,17 +76,15 @@ class NeuralScore(Trainable):
         check_event(x, event)
         if x.numel() == 0:
             return torch.zeros_like(x), torch.zeros_like(x)
-        t = expand_right(per_batch(t, x, len(event), "t"), len(event))
         schedule, batch = self.process.schedule, x.shape[: x.dim() - len(event)]
+        t = expand_right(per_batch(t, x, len(event), "t").expand(batch).reshape(-1), len(event))
         scale, std = self.preconditioning.standard(schedule.scale(t), schedule.std(t))
         ratio = torch.where(scale > std, scale / schedule.scale(t), std / schedule.std(t))
-        x = (ratio * x).reshape(-1, *event)
+        flat = ratio * x.reshape(-1, *event)
         condition = {k: flatten(v, batch) for k, v in condition.items()}
-        c_noise = self.preconditioning.c_noise(schedule.sigma(t)).expand(*batch, *(1,) * len(event)).reshape(-1)
-        raw = parts(self.ask(x, c_noise, condition), x)[0]
-        flat = (v.expand(*batch, *(1,) * len(event)).reshape(-1, *(1,) * len(event)) for v in (scale, std))
-        data, noise = self.preconditioning.prediction(raw, x, *flat)
-        return data.reshape(*batch, *event), noise.reshape(*batch, *event)
+        raw = self.ask(flat, self.preconditioning.c_noise(schedule.sigma(t)).reshape(-1), condition)
+        data, noise = self.preconditioning.prediction(parts(raw, flat)[0], flat, scale, std)
+        return data.reshape(x.shape), noise.reshape(x.shape)
 
     def rows(self, index: Tensor) -> NeuralScore:
         """The score of some rows of a batch: itself, for a network looks at each row by itself."""

@@ -25,7 +25,8 @@ from ...domains.tensors import batch_shape, check_event, event_sum, expand_right
 from ...processes.learned import Learned
 from .decoders import Bins
 from .forward import normal
-from .objectives import Objective, Terms, stratified
+from .levels import stratified
+from .objectives import Objective, Terms
 from .score import NeuralScore
 
 INTERIORS = ("variance", "bound", "fixed")
