@@ -26,7 +26,7 @@ from timing import machine, verdict
 from torch import Tensor
 
 from carom.scores.neural import MLP, EDMPreconditioning, HighOrderScoreMatching, MLPConfig, NeuralScore, train
-from carom.scores.neural.divergence import slope
+from carom.solvers.divergence import slope
 from carom.validation import problems
 
 STEPS, BATCH, SAMPLES, SEEDS = 1000, 128, 50_000, (0, 1, 2)

@@ -72,6 +72,13 @@ class GaussianMixtureScore:
         """log p_t(x): ``[*batch]``."""
         return self._parts(x, t).log_prob
 
+    def divergence(self, x: Tensor, t: float | Tensor) -> Tensor:
+        """∇·score = Σ_k r_k (|v_k|² − tr V_k⁻¹) − |score|² with v_k the score of component k and V_k its covariance: ``[*batch]``."""
+        parts = self._parts(x, t)
+        own = event_sum((parts.residual / parts.variance) ** 2 - 1 / parts.variance, 1)
+        score = self._mean(parts, -parts.residual / parts.variance)
+        return event_sum(parts.weights * own, 1) - event_sum(score**2, 1)
+
     def prediction(self, x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
         """(E[x0 | x], E[ε | x]), exact for every level including s = 0 and σ = 0."""
         parts = self._parts(x, t)

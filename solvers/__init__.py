@@ -15,6 +15,7 @@ from .analytic import (
 )
 from .bookkeeping import Info
 from .churn import EDMStochastic, Restart, RestartInterval
+from .divergence import Divergence, Exact, Hutchinson
 from .dpm import DPMSolver, DPMSolverPP, dpm_solver_fast
 from .encoding import RoundTrip, encode, round_trip
 from .external import TorchDiffEq, TorchSDE
@@ -35,6 +36,7 @@ from .grids import (
 )
 from .half_line import LepingleEulerMaruyama
 from .langevin import AnnealedLangevin, LangevinCorrector, PredictorCorrector
+from .likelihood import BitsPerDim, Likelihood, bits_per_dim, log_likelihood
 from .linear import LinearSolver, Reading, Stage
 from .loop import integrate, sample, solve
 from .multistep import ExponentialAdams, falling_end, rising, singlestep_start
@@ -95,40 +97,41 @@ SOLVERS: tuple[type[Solver], ...] = (
 )
 
 __all__ = [
-    "BOGACKI_SHAMPINE",
-    "DORMAND_PRINCE",
-    "EULER",
-    "HEUN",
-    "KUTTA3",
-    "MIDPOINT",
-    "RALSTON",
-    "RK4",
-    "SOLVERS",
-    "TSITOURAS",
     "Adams",
     "AdaptiveODE",
     "AdaptiveSDE",
     "AnalyticDPM",
     "Ancestral",
     "AnnealedLangevin",
+    "BOGACKI_SHAMPINE",
+    "BitsPerDim",
     "BrownianPath",
     "Cover",
     "DDIM",
     "DEIS",
+    "DORMAND_PRINCE",
     "DPMSolver",
     "DPMSolverPP",
+    "Divergence",
     "EDMStochastic",
     "ERSDE",
+    "EULER",
     "Euler",
     "EulerMaruyama",
+    "Exact",
     "ExponentialAdams",
     "FirstPassage",
+    "HEUN",
     "Heun",
+    "Hutchinson",
     "IPNDM",
     "Info",
+    "KUTTA3",
     "LangevinCorrector",
     "LepingleEulerMaruyama",
+    "Likelihood",
     "LinearSolver",
+    "MIDPOINT",
     "Milstein",
     "Noise",
     "Oblique",
@@ -136,6 +139,8 @@ __all__ = [
     "PredictionResidual",
     "PredictorCorrector",
     "Project",
+    "RALSTON",
+    "RK4",
     "Reading",
     "Record",
     "Reflect",
@@ -149,6 +154,7 @@ __all__ = [
     "Row",
     "RungeKutta",
     "SASolver",
+    "SOLVERS",
     "SampleNoise",
     "ScoreStatistics",
     "SecondMoment",
@@ -157,6 +163,7 @@ __all__ = [
     "Solver",
     "Stage",
     "Status",
+    "TSITOURAS",
     "Tableau",
     "TorchDiffEq",
     "TorchSDE",
@@ -166,6 +173,7 @@ __all__ = [
     "align",
     "beta",
     "bind",
+    "bits_per_dim",
     "combine",
     "discrete",
     "dpm_solver_fast",
@@ -179,6 +187,7 @@ __all__ = [
     "integrate",
     "karras",
     "load_grid",
+    "log_likelihood",
     "optimal",
     "polyexponential",
     "quadratic",

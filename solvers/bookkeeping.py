@@ -101,6 +101,7 @@ class Keeper:
 
     def solution(self, x: Tensor, report: dict[str, Any]) -> Solution:
         x = self.wall.show(self.domain, x)
+        report = {k: v for k, v in report.items() if self.wall.pushes or k != "local_time"}
         bad, step = self.finite.verdict()
         status = torch.where(bad, int(Status.NON_FINITE), report.pop("status", torch.zeros_like(step)))
         if bool(bad.any()):
@@ -114,7 +115,7 @@ class Keeper:
             failed_step=torch.where(bad, step, report.pop("failed_step", step)),
             failed_time=torch.where(bad, time, report.pop("failed_time", torch.full_like(time, math.nan))),
             trajectory=torch.stack(self.saved) if self.keep is not None else None,
-            local_time=self.push,
+            local_time=report.pop("local_time", self.push),
             stats=report,
         )
 

@@ -29,7 +29,8 @@ _SAFETY, _SHRINK, _GROW = 0.9, 0.2, 10.0
 @dataclass
 class State:
     """Where each sample stands, flattened batch ``[B]``: time reached (on the rule's clock), signed step (0: not chosen), what was read
-    there and whether it is known, evaluations, accepted and rejected steps, status, place in the whole batch, and t when last asked."""
+    there and whether it is known, evaluations, accepted and rejected steps, status, length of the pushes off walls, place in the whole
+    batch, and t when last asked."""
 
     x: Tensor
     time: Tensor
@@ -41,6 +42,7 @@ class State:
     accepted: Tensor
     rejected: Tensor
     status: Tensor
+    pushed: Tensor
     place: Tensor
     batch: tuple[int, ...]
     #: of stochastic rules: each sample's Brownian path, by place
@@ -54,7 +56,7 @@ class State:
         count = torch.zeros(len(flat), dtype=torch.int64, device=x.device)
         place = torch.arange(len(flat), device=x.device)
         slope = torch.zeros_like(flat)
-        return cls(flat, real, real, real, slope, count > 0, count, count, count, count, place, tuple(batch))
+        return cls(flat, real, real, real, slope, count > 0, count, count, count, count, real, place, tuple(batch))
 
     def rows(self, index: Tensor) -> State:
         return replace(self, **{n: getattr(self, n)[index] for n in self._names()})
@@ -131,6 +133,7 @@ class PerSample(Solver):
             "failed_time": torch.where(failed, state.t, math.nan),
             "accepted": state.accepted,
             "rejected": state.rejected,
+            "local_time": state.pushed,
         }
         return {name: value.reshape(state.batch) for name, value in values.items()}
 
@@ -168,6 +171,7 @@ class PerSample(Solver):
         factor = torch.where(size.isfinite(), factor, _SHRINK)
         settled = equation.settle(state.x, y)
         moved = (settled != y).reshape(len(y), -1).any(-1)
+        push = event_sum((settled - y).detach().double() ** 2, ndim).sqrt()
         taken = expand_right(accept, ndim)
         nfe = state.nfe + active * self.cost
         known = torch.where(accept, False if slope is None else ~moved, state.known)
@@ -185,6 +189,7 @@ class PerSample(Solver):
             nfe=nfe,
             accepted=state.accepted + accept,
             rejected=state.rejected + (active & ~accept),
+            pushed=state.pushed + torch.where(accept, push, 0.0),
             status=self._status(state, active & ~accept, active & (time != end), size, h_next, nfe + ~known),
         )
 

@@ -25,7 +25,7 @@ from carom.scores.neural import (
     VEPreconditioning,
     train,
 )
-from carom.scores.neural.divergence import signs, slope
+from carom.solvers.divergence import signs, slope
 from carom.scores.neural.high_order import Residuals, residuals
 from carom.scores.neural.levels import stratified
 from carom.scores.neural.objectives import latent_image

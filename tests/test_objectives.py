@@ -40,7 +40,7 @@ from carom.scores.neural import (
     simulate,
     train,
 )
-from carom.scores.neural.divergence import exact_diagonal, sliced_diagonal
+from carom.solvers.divergence import exact_diagonal, sliced_diagonal
 from carom.scores.neural.forward import steps_for
 from carom.scores.neural.objectives import carried_forth
 from carom.scores.neural.preconditioning_registry import default_preconditioning

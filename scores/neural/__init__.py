@@ -46,7 +46,7 @@ from .score import NeuralScore
 from .stored import Stored
 from .trainable import Trainable
 from .training import TrainingResult, train
-from .transforms import AffineValues, DataTransform, Probabilities, affine_values, transform_from_config
+from ...domains.transforms import AffineValues, DataTransform, Probabilities, affine_values, transform_from_config
 from .unet import UNet, UNetConfig
 from .updates import Cosine
 from .vdm import VDM, Bound

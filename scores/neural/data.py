@@ -14,7 +14,7 @@ from ...domains import Domain
 from .dataset import Data
 from .pictures import image_folder
 from .readers import Layout, PathLike, arrays, idx, is_idx
-from .transforms import DataTransform, Fit
+from ...domains.transforms import DataTransform, Fit
 
 Part = Literal["train", "test"]
 _Rows = TypeVar("_Rows", Tensor, Data)

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from ...domains import Domain, RegularSimplex, Simplex
 from .stored import Stored
-from .transforms import AffineValues, DataTransform, Fit, Probabilities, affine_values
+from ...domains.transforms import AffineValues, DataTransform, Fit, Probabilities, affine_values
 
 #: rows that are mapped at a time, so that no float64 copy of a whole set is made
 CHUNK = 1024

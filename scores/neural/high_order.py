@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from ...domains.tensors import event_sum, expand_right, is_int, number
-from .divergence import signs, slope
+from ...solvers.divergence import signs, slope
 from .layers import LayerNorm
 from .levels import Levels
 from .objectives import ScoreMatching, Terms, check_folds, latent_image, noise_unit

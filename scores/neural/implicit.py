@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ...domains.tensors import expand_right
-from .divergence import exact_diagonal, sliced_diagonal
+from ...solvers.divergence import exact_diagonal, sliced_diagonal
 from .forward import unchecked
 from .levels import Levels, largest_level
 from .objectives import ScoreMatching, Terms, noise_unit

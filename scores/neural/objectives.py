@@ -37,7 +37,7 @@ from torch import Tensor
 from ...domains import Domain, FoldedDomain, KernelDomain
 from ...domains.tensors import expand_right
 from ...processes import Diffusion, FlowMatching
-from .divergence import slope
+from ...solvers.divergence import slope
 from .forward import normal, unchecked
 from .levels import (
     Constant,

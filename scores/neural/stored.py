@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .transforms import AffineValues, DataTransform, transform_from_config
+from ...domains.transforms import AffineValues, DataTransform, transform_from_config
 
 
 @dataclass(frozen=True)

@@ -29,9 +29,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...domains import Domain, Euclidean, Hypercube, RegularSimplex, Simplex, domain_from_config
-from ...domains.registry import from_config
-from ...domains.tensors import event_sum, is_int
+from .domain import Domain
+from .euclidean import Euclidean
+from .hypercube import Hypercube
+from .registry import domain_from_config, from_config
+from .regular_simplex import RegularSimplex
+from .simplex import Simplex
+from .tensors import event_sum, is_int
 
 Axes = float | tuple[Any, ...]
 Fit = Literal["levels", "bins"]
