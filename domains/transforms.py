@@ -167,7 +167,8 @@ class AffineValues(DataTransform):
             raise ValueError(
                 "quantise: got a map without bins, expected one of whole numbers; inverse(x) gives real values"
             )
-        return self.inverse(x.double()).add_(0.5).floor_().clamp_(0, self.bins - 1).long()
+        # not in place: what inverse returns may be x itself
+        return (self.inverse(x.double()) + 0.5).floor_().clamp_(0, self.bins - 1).long()
 
     def dequantise(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """x with every coordinate redrawn uniformly from the bin it lies in; ``quantise`` gives the same levels for both."""

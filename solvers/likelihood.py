@@ -155,7 +155,7 @@ def log_likelihood(
         code, grown = joint.split(run.x)
         log_prior = _log_prob(law, code)
         log_det = grown.double().mean(-1) + joint.linear
-        error = torch.zeros_like(log_prior) if isinstance(divergence, Exact) else grown.detach().double().std(-1)
+        error = _standard_error(divergence, grown.detach().double())
         back = None
         if round_trip:
             back = solve(process.flow(score), code, grid, solver, wall=wall, condition=given).x
@@ -165,7 +165,7 @@ def log_likelihood(
     return Likelihood(
         # what stopped on the way has no density, and must not enter a mean unseen
         log_prob=torch.where(ok, log_prob, math.nan),
-        standard_error=(error / math.sqrt(divergence.size)).reshape(batch),
+        standard_error=error.reshape(batch),
         code=code.reshape(points.shape),
         prior_log_prob=log_prior.reshape(batch),
         log_det=total,
@@ -206,8 +206,8 @@ def check_prior(process: Diffusion, prior: Law | None, x: Tensor, t: float) -> L
             return process.prior(x.dtype, x.device, t)
         except TypeError as error:
             raise TypeError(
-                f"prior: {process.domain!r} has no uniform law and no heat kernel to take for one; pass prior=, the law of states at times[0], "
-                "an object with log_prob(x) → [*batch]"
+                f"prior: {process.domain!r} has no uniform law and no heat kernel to take for one; pass prior=, the law of states at "
+                "times[0], an object with log_prob(x) → [*batch]"
             ) from error
     if not callable(getattr(prior, "log_prob", None)):
         raise TypeError(f"prior: got {type(prior).__name__}, expected a law with log_prob(x) → [*batch]")
@@ -222,6 +222,13 @@ def _log_prob(law: Law, code: Tensor) -> Tensor:
             f"{tuple(code.shape[:1])}; torch.distributions.Independent sums over an event"
         )
     return value.double()
+
+
+def _standard_error(divergence: Divergence, estimates: Tensor) -> Tensor:
+    """Of the mean of estimates ``[B, size]``."""
+    if divergence.size == 1:
+        return torch.full_like(estimates[:, 0], 0.0 if isinstance(divergence, Exact) else math.nan)
+    return estimates.std(-1) / math.sqrt(divergence.size)
 
 
 def _default_grid(process: Diffusion, solver: Solver) -> Tensor:

@@ -25,10 +25,10 @@ from carom.scores.neural import (
     VEPreconditioning,
     train,
 )
-from carom.solvers.divergence import signs, slope
 from carom.scores.neural.high_order import Residuals, residuals
 from carom.scores.neural.levels import stratified
 from carom.scores.neural.objectives import latent_image
+from carom.solvers.divergence import signs, slope
 from carom.validation import problems
 
 DOUBLE = torch.float64

@@ -40,11 +40,11 @@ from carom.scores.neural import (
     simulate,
     train,
 )
-from carom.solvers.divergence import exact_diagonal, sliced_diagonal
 from carom.scores.neural.forward import steps_for
 from carom.scores.neural.objectives import carried_forth
 from carom.scores.neural.preconditioning_registry import default_preconditioning
 from carom.scores.neural.reflected import bounding_box, damp_walls
+from carom.solvers.divergence import exact_diagonal, sliced_diagonal
 
 DOUBLE = torch.float64
 

@@ -49,6 +49,10 @@ class Problem(ABC):
         """log p_t(x): ``[*batch]``."""
         return self.score.log_prob(x, t)  # type: ignore[attr-defined]
 
+    def marginal(self, t: float) -> Marginal:
+        """The law of x_t, as a prior for :func:`~carom.solvers.log_likelihood`."""
+        return Marginal(self, t)
+
     @abstractmethod
     def flow(self, x: Tensor, t: float, s: float) -> Tensor:
         """Where the probability flow carries x from time t to time s, exactly: the shape of x."""
@@ -60,6 +64,17 @@ class Problem(ABC):
     @abstractmethod
     def points(self, t: float, n: int = 5) -> Tensor:
         """n typical states at time t, always the same: ``[n, *event]``."""
+
+
+@dataclass(frozen=True)
+class Marginal:
+    """The law of a problem's states at one time."""
+
+    problem: Problem
+    t: float
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return self.problem.log_prob(value, self.t)
 
 
 @dataclass(frozen=True)

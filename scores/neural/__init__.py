@@ -1,5 +1,6 @@
 """Neural scores: networks, preconditionings, objectives, training and the file they are kept in."""
 
+from ...domains.transforms import AffineValues, DataTransform, Probabilities, affine_values, transform_from_config
 from .classifier import ClassifierMLP, ClassifierMLPConfig, CrossEntropy, NoisyClassifier
 from .conservative import Conservative, ConservativeConfig
 from .covariance import (
@@ -46,7 +47,6 @@ from .score import NeuralScore
 from .stored import Stored
 from .trainable import Trainable
 from .training import TrainingResult, train
-from ...domains.transforms import AffineValues, DataTransform, Probabilities, affine_values, transform_from_config
 from .unet import UNet, UNetConfig
 from .updates import Cosine
 from .vdm import VDM, Bound

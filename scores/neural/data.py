@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from ...domains import Domain
+from ...domains.transforms import DataTransform, Fit
 from .dataset import Data
 from .pictures import image_folder
 from .readers import Layout, PathLike, arrays, idx, is_idx
-from ...domains.transforms import DataTransform, Fit
 
 Part = Literal["train", "test"]
 _Rows = TypeVar("_Rows", Tensor, Data)

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ...domains import Domain, RegularSimplex, Simplex
-from .stored import Stored
 from ...domains.transforms import AffineValues, DataTransform, Fit, Probabilities, affine_values
+from .stored import Stored
 
 #: rows that are mapped at a time, so that no float64 copy of a whole set is made
 CHUNK = 1024
