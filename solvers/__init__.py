@@ -62,6 +62,7 @@ from .solver import Record, Row, Solver, bind, combine
 from .stochastic import EulerMaruyama, Milstein, ReflectedEulerMaruyama, ReflectedStrang
 from .tuning import tuned
 from .unipc import SASolver, UniPC
+from .variational import Elbo, elbo
 from .walls import Cover, Oblique, Penalise, Project, Reflect, Reject
 
 SOLVERS: tuple[type[Solver], ...] = (
@@ -118,6 +119,7 @@ __all__ = [
     "EULER",
     "Euler",
     "EulerMaruyama",
+    "Elbo",
     "Exact",
     "ExponentialAdams",
     "FirstPassage",
@@ -177,6 +179,7 @@ __all__ = [
     "combine",
     "discrete",
     "dpm_solver_fast",
+    "elbo",
     "encode",
     "estimate_statistics",
     "falling_end",

@@ -146,7 +146,7 @@ def log_likelihood(
     event = process.domain.event_shape
     batch = batch_shape(points, event)
     flat = points.reshape(math.prod(batch), *event)
-    given = {name: _flat(value, batch) for name, value in (condition or {}).items()}
+    given = {name: flat_condition(value, batch) for name, value in (condition or {}).items()}
     with torch.set_grad_enabled(differentiable):
         directions = divergence.directions(recipe(seed, None).open(flat, len(event)))
         joint = JointScore(process, score, divergence, directions, grid, differentiable)
@@ -236,7 +236,7 @@ def _default_grid(process: Diffusion, solver: Solver) -> Tensor:
     return grid[[0, -1]] if solver.adaptive else grid
 
 
-def _flat(value: Any, batch: torch.Size) -> Any:
+def flat_condition(value: Any, batch: torch.Size) -> Any:
     """A condition whose first dimensions are the batch, with these joined to one."""
     if len(batch) == 1 or not isinstance(value, Tensor) or value.shape[: len(batch)] != batch:
         return value

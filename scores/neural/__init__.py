@@ -1,5 +1,6 @@
 """Neural scores: networks, preconditionings, objectives, training and the file they are kept in."""
 
+from ...domains.decoders import Bins
 from ...domains.transforms import AffineValues, DataTransform, Probabilities, affine_values, transform_from_config
 from .classifier import ClassifierMLP, ClassifierMLPConfig, CrossEntropy, NoisyClassifier
 from .conservative import Conservative, ConservativeConfig
@@ -13,7 +14,6 @@ from .covariance import (
 from .data import digits, fashion_mnist, load_data, mnist, split, to_domain
 from .dataset import Data, DomainDataset, from_dataset
 from .ddpm import Hybrid, LearnedVariance, LevelTerms, Levelwise, VariationalBound
-from .decoders import Bins
 from .denoisers import (
     DenoiserPreconditioning,
     EDMPreconditioning,

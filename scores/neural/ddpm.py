@@ -27,9 +27,9 @@ import torch
 from torch import Tensor
 
 from ...domains.constants import OnDevice, lasting
+from ...domains.decoders import Bins
 from ...domains.tensors import batch_shape, check_event, expand_right, number, per_batch
 from ...processes import Discrete
-from .decoders import Bins
 from .forward import normal
 from .levels import stratified
 from .objectives import Objective, Terms

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...domains import Euclidean
+from ...domains.decoders import Bins
 from ...domains.tensors import batch_shape, check_event, event_sum, expand_right, is_int
 from ...processes.learned import Learned
-from .decoders import Bins
 from .forward import normal
 from .levels import stratified
 from .objectives import Objective, Terms

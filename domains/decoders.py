@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...domains.tensors import is_int, number
+from .tensors import is_int, number
 
 
 @dataclass(frozen=True)
