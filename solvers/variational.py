@@ -127,11 +127,11 @@ def elbo(
     if form in ("dsm", "fisher"):
         data, ends = _data(process, flat, transform, grid), grid[[-1, 0]]
         law = check_prior(process, prior, data.x, float(grid[0]))
-        run = _Continuous(process, LevelScore(process, score, given), data, ends, law, prior is None)
+        run = ContinuousBound(process, LevelScore(process, score, given), data, ends, law, prior is None)
         totals, terms = run.terms(form, draws, divergence, global_seed() if seed is None else seed, progress)
     else:
         points, volume = stored_points(process, flat, transform, None, None)
-        chain = _Chain(
+        chain = ChainBound(
             process, LevelScore(process, score, given), points, grid, transform, variance if form == "ddpm" else None
         )
         totals, terms = chain.terms(draws, global_seed() if seed is None else seed, progress)
@@ -193,7 +193,7 @@ def _data(process: Diffusion, values: Tensor, transform: DataTransform | None, g
     return _Data(states / scale.to(states), float(level.sigma), "volume", lambda x: rest)
 
 
-class _Continuous:
+class ContinuousBound:
     """The bound in continuous time, by draws of the level and of X."""
 
     def __init__(self, process: Diffusion, score: LevelScore, data: _Data, ends: Tensor, law: Law, own_prior: bool):
@@ -277,7 +277,7 @@ class _Continuous:
         return self.process.domain.unchecked_kernel(x0, tau.to(x0.dtype))  # type: ignore[attr-defined]
 
 
-class _Chain:
+class ChainBound:
     """The bound of a chain of Gaussians over levels; variance None for "vdm"."""
 
     def __init__(
