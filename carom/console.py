@@ -34,6 +34,11 @@ def say(text: str) -> None:
     console.print(escape(text), highlight=False, soft_wrap=True)
 
 
+def count(number: int, thing: str) -> str:
+    """ "1 row", "2 rows"."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
 def find_device(name: DeviceName) -> str:
     """ "cpu" or "cuda"; by itself a GPU where there is one."""
     import torch

@@ -243,7 +243,9 @@ def test_maps_refuse():
         eight.forward(torch.tensor([[0, 256], [-1, 3]]))
     with pytest.raises(ValueError, match=r"1 of 2 values outside, the first 0.5 at \(1,\); expected whole numbers"):
         eight.forward(torch.tensor([1.0, 0.5]))
-    with pytest.raises(ValueError, match=r"1 of 2 values outside, the first nan at \(0,\); expected in \[0, 1\]"):
+    with pytest.raises(
+        ValueError, match=r"1 of 2 values that are NaN or infinite, the first nan at \(0,\); expected finite numbers"
+    ):
         affine_values(Hypercube((2,))).forward(torch.tensor([math.nan, 1.0]))
     with pytest.raises(ValueError, match=r"got log_prob of shape \(3,\) for x of shape \(2, 2\)"):
         eight.bits_per_dim(torch.zeros(3), torch.zeros(2, 2))

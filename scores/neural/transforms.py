@@ -214,7 +214,7 @@ class AffineValues(DataTransform):
             whole = "" if self.bins is None else "whole numbers "
             expected = f"expected {whole}in [{float(first.min()):g}, {float(last.max()):g}]"
             raise ValueError(
-                f"values: got {_outside(values, inside)}; {expected}. Rescale or clip them, or name their range"
+                f"values: got {_outside(values, inside)}; {expected}. Rescale or clip them, or name their range by between"
             )
 
 
