@@ -34,9 +34,9 @@ def say(text: str) -> None:
     console.print(escape(text), highlight=False, soft_wrap=True)
 
 
-def count(number: int, thing: str) -> str:
-    """ "1 row", "2 rows"."""
-    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+def plural(number: int, thing: str) -> str:
+    """What goes after a number: "row" after 1, else "rows"."""
+    return thing if number == 1 else f"{thing}s"
 
 
 def find_device(name: DeviceName) -> str:

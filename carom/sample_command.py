@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .bundled import DEFAULT, find_checkpoint
-from .console import DeviceName, clear_errors, console, count, find_device, say
+from .console import DeviceName, clear_errors, console, find_device, plural, say
 from .rules import GRIDS, SOLVERS, WALLS, check_name, make_grid, make_solver, make_wall
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def sample_command(
             if workers.first:
                 made = sum(min(batch, n - b * batch) for b in journal.done())
                 say(
-                    f"Interrupted with {made} of {count(n, 'sample')} in {out}; go on with the same command and --resume"
+                    f"Interrupted with {made} of {n} {plural(n, 'sample')} in {out}; go on with the same command and --resume"
                 )
             raise typer.Exit(130) from None
         workers.wait()
@@ -210,12 +210,12 @@ def _finish(output: Output, journal: Journal, n: int) -> None:
     output.end()
     fewest, most = min(b.fewest for b in batches), max(b.most for b in batches)
     evaluations = str(most) if fewest == most else f"{fewest} to {most}"
-    say(f"{count(n, 'sample')}, {evaluations} evaluation{'' if evaluations == '1' else 's'} each → {output.path}")
+    say(f"{n} {plural(n, 'sample')}, {evaluations} evaluation{'' if evaluations == '1' else 's'} each → {output.path}")
     failed = [b for b in batches if b.failed]
     if failed:
         total = sum(b.failed for b in failed)
         console.print(
-            f"[yellow]{total} of {count(n, 'sample')} failed; of the first batch with any: {failed[0].report}[/yellow]"
+            f"[yellow]{total} of {n} {plural(n, 'sample')} failed; of the first batch with any: {failed[0].report}[/yellow]"
         )
 
 

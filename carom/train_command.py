@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .console import DeviceName, clear_errors, count, find_device, say
+from .console import DeviceName, clear_errors, find_device, plural, say
 from .recipe import Recipe, differences, override, read_config, setting
 from .short_names import short_names
 
@@ -188,7 +188,7 @@ def run(
         out.parent.mkdir(parents=True, exist_ok=True)
         weights = sum(p.numel() for p in score.network.parameters())
         say(
-            f"{type(score.network).__name__} of {count(weights, 'weight')}, {count(len(data), 'row')} of data, {score.process}"
+            f"{type(score.network).__name__} of {weights:,} {plural(weights, 'weight')}, {len(data):,} {plural(len(data), 'row')} of data, {score.process}"
         )
     with _other_recipe(out, recipe):
         result = train(
@@ -213,10 +213,10 @@ def run(
             recipe.write(beside(out))
         if result.losses or result.interrupted:
             loss = f", loss {result.loss:.4f}" if result.losses else ""
-            say(f"{count(result.steps, 'step')} in {result.seconds:.1f} s{loss} → {out}")
+            say(f"{result.steps} {plural(result.steps, 'step')} in {result.seconds:.1f} s{loss} → {out}")
         else:
             say(
-                f"Nothing to do: {out} has {count(result.steps, 'step')} in {result.seconds:.1f} s; name more --steps or --seconds, in all"
+                f"Nothing to do: {out} has {result.steps} {plural(result.steps, 'step')} in {result.seconds:.1f} s; name more --steps or --seconds, in all"
             )
         if result.interrupted:
             say("Interrupted; go on with the same command and --resume")

@@ -91,10 +91,10 @@ class Solution:
             if kind is not Status.OK and len(index):
                 first = int(index[0])
                 lines.append(
-                    f"{len(index)} of {len(status)} samples: {kind.message}; first: sample {first}, "
+                    f"{len(index)} of {_samples(len(status))}: {kind.message}; first: sample {first}, "
                     f"step {int(step[first])}, time {float(time[first]):.6g}"
                 )
-        return "\n".join(lines) or f"all {len(status)} samples: {Status.OK.message}"
+        return "\n".join(lines) or f"all {_samples(len(status))}: {Status.OK.message}"
 
     def raise_on_failure(self) -> Solution:
         """Itself, or a :class:`SolveError` that holds it if any sample failed."""
@@ -106,6 +106,10 @@ class Solution:
         """The same with NumPy arrays in place of tensors."""
         arrays: dict[str, Any] = {n: v.detach().cpu().numpy() for n, v in vars(self).items() if isinstance(v, Tensor)}
         return replace(self, **arrays)
+
+
+def _samples(number: int) -> str:
+    return f"{number} sample{'' if number == 1 else 's'}"
 
 
 def _shape(value: Any) -> str:

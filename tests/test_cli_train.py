@@ -118,8 +118,11 @@ def test_toml_says_the_same(tmp_path):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"dta": {}}, "unknown settings dta, expected some of data, domain"),
-        ({"data": {"sorce": "x"}}, "data: got unknown settings sorce, expected some of source, part"),
+        ({"dta": {}}, "unknown settings dta (did you mean data?), expected some of data, domain"),
+        (
+            {"data": {"sorce": "x"}},
+            "data: got unknown settings sorce (did you mean source?), expected some of source, part",
+        ),
         ({"data": 3}, "expected an object of settings"),
         ({"training": {"steps": "many"}}, "steps: got 'many', expected a whole number or null"),
         ({"training": {"steps": True}}, "steps: got True"),
@@ -250,7 +253,7 @@ def test_objectives_are_those_of_the_library():
     assert make({"type": "denoising", "levels": {"type": "UniformTime"}}).levels == UniformTime.of(process)
     with pytest.raises(ValueError, match="unknown arguments gama"):
         make({"type": "min-snr", "gama": 3})
-    with pytest.raises(ValueError, match="expected one of denoising"):
+    with pytest.raises(ValueError, match="expected one of bound, denoising"):
         make({"type": "guesswork"})
     with pytest.raises(ValueError, match="expected an object with a type"):
         make({"type": "denoising", "levels": 3})
