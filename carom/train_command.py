@@ -188,7 +188,8 @@ def run(
         out.parent.mkdir(parents=True, exist_ok=True)
         weights = sum(p.numel() for p in score.network.parameters())
         say(
-            f"{type(score.network).__name__} of {weights:,} {plural(weights, 'weight')}, {len(data):,} {plural(len(data), 'row')} of data, {score.process}"
+            f"{type(score.network).__name__} of {weights:,} {plural(weights, 'weight')}, {len(data):,} {plural(len(data), 'row')} of data, "
+            f"{score.process}"
         )
     with _other_recipe(out, recipe):
         result = train(
@@ -216,7 +217,8 @@ def run(
             say(f"{result.steps} {plural(result.steps, 'step')} in {result.seconds:.1f} s{loss} → {out}")
         else:
             say(
-                f"Nothing to do: {out} has {result.steps} {plural(result.steps, 'step')} in {result.seconds:.1f} s; name more --steps or --seconds, in all"
+                f"Nothing to do: {out} has {result.steps} {plural(result.steps, 'step')} in {result.seconds:.1f} s; "
+                "name more --steps or --seconds, in all"
             )
         if result.interrupted:
             say("Interrupted; go on with the same command and --resume")

@@ -94,7 +94,7 @@ class Solution:
                     f"{len(index)} of {_samples(len(status))}: {kind.message}; first: sample {first}, "
                     f"step {int(step[first])}, time {float(time[first]):.6g}"
                 )
-        return "\n".join(lines) or f"all {_samples(len(status))}: {Status.OK.message}"
+        return "\n".join(lines) or f"{'all ' if len(status) > 1 else ''}{_samples(len(status))}: {Status.OK.message}"
 
     def raise_on_failure(self) -> Solution:
         """Itself, or a :class:`SolveError` that holds it if any sample failed."""

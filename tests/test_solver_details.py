@@ -450,5 +450,5 @@ def test_a_solution_prints_what_there_is_and_no_states():
 def test_one_sample_is_reported_in_the_singular():
     zero = torch.zeros(1, dtype=torch.int64)
     one = Solution(torch.zeros(1, 2), torch.ones(2), 1, zero, zero - 1, torch.zeros(1))
-    assert one.report() == "all 1 sample: reached the end of the grid"
+    assert one.report() == "1 sample: reached the end of the grid"
     assert replace(one, status=zero + 1).report().startswith("1 of 1 sample: the state became NaN")
