@@ -8,12 +8,15 @@ from typing import Any
 
 import torch
 
-from .domains import Domain, RegularSimplex, domain_from_config
+from .domains import Domain, Euclidean, RegularSimplex, domain_from_config
 from .domains.registry import from_config
-from .processes import EDM, VE, Diffusion, schedule_from_config
+from .domains.tensors import is_int
+from .placing import place
+from .processes import EDM, VE, Diffusion, Discrete, Learned, Schedule, schedule_from_config
 from .recipe import DataRecipe, Recipe, TrainingRecipe
 from .scores.neural import (
     VDM,
+    Bins,
     ConditionalFlowMatching,
     Constant,
     Cosine,
@@ -30,6 +33,7 @@ from .scores.neural import (
     Objective,
     SlicedScoreMatching,
     UniformTime,
+    VariationalBound,
     load_data,
 )
 from .scores.neural.networks import network_from_config
@@ -54,9 +58,8 @@ def build(recipe: Recipe) -> tuple[NeuralScore, DomainDataset]:
     spec = network_spec(recipe.network, domain, class_count(data, given) if given.labels else 0)
     torch.manual_seed(recipe.training.seed)
     network = network_from_config(spec)
-    rows = data.on(domain, fit=given.fit, between=given.between, labels=given.labels, dequantise=given.dequantise)
-    schedule = recipe.schedule
-    process = Diffusion(domain, schedule_from_config(schedule) if schedule else VE() if domain.bounded else EDM())
+    rows = place(data, domain, given)
+    process = build_process(domain, recipe.schedule)
     chosen = recipe.preconditioning
     preconditioning = None if chosen is None else preconditioning_from_config(chosen, domain)
     return NeuralScore(network, process, preconditioning), rows
@@ -76,6 +79,26 @@ def build_domain(spec: Spec, data: Data) -> Domain:
         "Ball": {"dim": last},
     }
     return domain_from_config(found.get(spec["type"], {}) | spec)
+
+
+def build_process(domain: Domain, spec: Spec | None) -> Diffusion:
+    """The process of a recipe; by default VE on bounded domains and EDM on others."""
+    if spec is None:
+        return Diffusion(domain, VE() if domain.bounded else EDM())
+    schedule = _ddpm(**spec) if spec["type"] == "ddpm" else schedule_from_config(spec)
+    try:
+        return Diffusion(domain, schedule)
+    except ValueError as error:
+        raise ValueError(f"--schedule: {error}; on the command line --schedule ve, or --domain euclidean") from None
+
+
+def _ddpm(type: str, steps: int = 1000, beta_min: float = 0.1, beta_max: float = 20.0) -> Schedule:
+    """The linear table of DDPM in so many steps."""
+    if not is_int(steps, 2) or steps <= beta_max:
+        raise ValueError(
+            f"--schedule {type}: got {steps!r} steps, expected a whole number above beta_max = {beta_max:g}, e.g. ddpm:1000"
+        )
+    return Discrete.ddpm(steps, beta_min, beta_max)
 
 
 def class_count(data: Data, given: DataRecipe) -> int:
@@ -130,7 +153,19 @@ def build_objective(spec: Spec | None, process: Diffusion) -> Objective | None:
     ):
         if arguments.get(name) is not None:
             arguments[name] = from_config(_mapping(arguments[name], name), known, f"objective {name}")
+    bins = arguments.get("bins")
+    if bins is not None:
+        arguments["bins"] = Bins(**bins) if isinstance(bins, Mapping) else Bins(bins)
+    if spec["type"] in ("vdm", "bound"):
+        _check_bound(spec["type"], process)
     return from_config(arguments, _objectives(process), "objective")
+
+
+def _check_bound(name: str, process: Diffusion) -> None:
+    """Refuse a Gaussian bound on walls, or without the schedule it needs, by the options that would do."""
+    short, kind = ("learned", Learned) if name == "vdm" else ("ddpm", Discrete)
+    if not isinstance(process.domain, Euclidean) or not isinstance(process.schedule, kind):
+        raise ValueError(f"--objective {name}: got {process}, expected --schedule {short} --domain euclidean")
 
 
 def _objectives(process: Diffusion) -> dict[str, Callable[..., Objective]]:
@@ -146,6 +181,7 @@ def _objectives(process: Diffusion) -> dict[str, Callable[..., Objective]]:
         "implicit": ImplicitScoreMatching,
         "sliced": SlicedScoreMatching,
         "vdm": partial(VDM, schedule),
+        "bound": VariationalBound,
     }
 
 

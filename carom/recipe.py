@@ -15,17 +15,21 @@ import types
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
-from .short_names import Spec, full_spec
+from .short_names import Spec, full_spec, nearest
 
 
 class Section:
     """A dataclass whose fields are checked against their types when it is made, and that is a mapping in a file."""
 
+    #: what comes before a field's name in ``--set``
+    place: ClassVar[str] = ""
+
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self)).items():
-            object.__setattr__(self, name, _fitted(getattr(self, name), hint, name))
+            if get_origin(hint) is not ClassVar:
+                object.__setattr__(self, name, _fitted(getattr(self, name), hint, self.place + name))
 
     def config(self) -> dict[str, Any]:
         """As JSON: every field, defaults too."""
@@ -37,6 +41,7 @@ class DataRecipe(Section):
     """source, part, size, channels, layout, bins: as for ``load_data``. fit, between, dequantise: as for ``Data.on``. labels: the
     network hears the class."""
 
+    place: ClassVar[str] = "data."
     source: str = "digits"
     part: Literal["train", "test"] | None = None
     size: int | tuple[int, int] | None = None
@@ -56,6 +61,7 @@ class TrainingRecipe(Section):
     decay_steps is by default ``steps``; with neither steps nor seconds the training takes 90 seconds.
     """
 
+    place: ClassVar[str] = "training."
     steps: int | None = None
     seconds: float | None = None
     batch_size: int = 128
@@ -175,10 +181,31 @@ def setting(text: str) -> tuple[str, Any]:
         return place, value
 
 
+def differences(there: Recipe, asked: Recipe) -> list[str]:
+    """Setting by setting what two recipes say, but for budgets and the place of the data, which may change on the way."""
+    free = {"training.seconds", "training.compile", "data.source"}
+    if asked.training.decay != "cosine" or asked.training.decay_steps is not None:
+        free.add("training.steps")
+    one, two = _flat(there.config()), _flat(asked.config())
+    keys = [key for key in one | two if one.get(key) != two.get(key) and key not in free]
+    return [f"{key}: {json.dumps(one.get(key))} there, {json.dumps(two.get(key))} asked" for key in keys]
+
+
+def _flat(config: dict[str, Any], place: str = "") -> dict[str, Any]:
+    """A tree of settings by their names for ``--set``."""
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        found |= _flat(value, f"{place}{name}.") if isinstance(value, dict) else {place + name: value}
+    return found
+
+
 def _known(config: Mapping[str, Any], section: type, where: str) -> dict[str, Any]:
     names = [f.name for f in dataclasses.fields(section)]
     if unknown := [str(name) for name in config if name not in names]:
-        raise ValueError(f"{where}: got unknown settings {', '.join(unknown)}, expected some of {', '.join(names)}")
+        guess = nearest(unknown[0], names)
+        raise ValueError(
+            f"{where}: got unknown settings {', '.join(unknown)}{guess}, expected some of {', '.join(names)}"
+        )
     return dict(config)
 
 

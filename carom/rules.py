@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from enum import StrEnum
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
+
+from .short_names import nearest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,17 +42,15 @@ SOLVERS: dict[str, tuple[str, dict[str, Any]]] = {
     "reflected-strang": ("ReflectedStrang", {}),
 }
 GRIDS = ("karras", "uniform", "quadratic", "uniform-lambda", "polyexponential", "beta")
-Rule = StrEnum("Rule", {name: name for name in SOLVERS})  # type: ignore[misc]
-GridName = StrEnum("GridName", {name: name for name in GRIDS})  # type: ignore[misc]
 
 
-class WallName(StrEnum):
-    default = "default"
-    reflect = "reflect"
-    project = "project"
-    cover = "cover"
-    reject = "reject"
-    penalise = "penalise"
+WALLS = ("default", "reflect", "project", "cover", "reject", "penalise")
+
+
+def check_name(option: str, name: str, known: Iterable[str]) -> None:
+    """Refuse a name that is none of the known ones, with the one most like it."""
+    if name not in known:
+        raise ValueError(f"{option}: got {name!r}{nearest(name, known)}, expected one of {', '.join(known)}")
 
 
 def make_solver(rule: str) -> Solver:
@@ -69,16 +68,16 @@ def make_grid(name: str, process: Diffusion, levels: int) -> Tensor:
     return getattr(s, name.replace("-", "_"))(process, levels)
 
 
-def make_wall(name: WallName) -> Wall | None:
+def make_wall(name: str) -> Wall | None:
     """A wall by its name; None for the solver's own."""
     from . import solvers as s
 
-    walls: dict[WallName, Callable[[], Wall | None]] = {
-        WallName.default: lambda: None,
-        WallName.reflect: s.Reflect,
-        WallName.project: s.Project,
-        WallName.cover: s.Cover,
-        WallName.reject: s.Reject,
-        WallName.penalise: s.Penalise,
+    walls: dict[str, Callable[[], Wall | None]] = {
+        "default": lambda: None,
+        "reflect": s.Reflect,
+        "project": s.Project,
+        "cover": s.Cover,
+        "reject": s.Reject,
+        "penalise": s.Penalise,
     }
     return walls[name]()

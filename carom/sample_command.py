@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .bundled import DEFAULT, find_checkpoint
-from .console import DeviceName, clear_errors, console, find_device, say
-from .rules import GRIDS, GridName, Rule, WallName, make_grid, make_solver, make_wall
+from .console import DeviceName, clear_errors, console, find_device, plural, say
+from .rules import GRIDS, SOLVERS, WALLS, check_name, make_grid, make_solver, make_wall
 
 if TYPE_CHECKING:
     import torch
@@ -44,15 +44,13 @@ def sample_command(
         typer.Option(help=".npy for the values, .png for one picture of all, a folder (no ending) for a .png of each."),
     ] = Path("samples.png"),
     solver: Annotated[
-        Rule, typer.Option(metavar="NAME", help="The step rule; carom solvers --names lists them.")
-    ] = Rule("heun"),
-    grid: Annotated[GridName, typer.Option(metavar="NAME", help=f"Where the steps go: {', '.join(GRIDS)}.")] = GridName(
-        "karras"
-    ),
+        str, typer.Option(metavar="NAME", help="The step rule; carom solvers --names lists them.")
+    ] = "heun",
+    grid: Annotated[str, typer.Option(metavar="NAME", help=f"Where the steps go: {', '.join(GRIDS)}.")] = "karras",
     levels: Annotated[int, typer.Option(min=1, help="Noise levels of the grid (adaptive: output times).")] = 18,
     wall: Annotated[
-        WallName, typer.Option(metavar="NAME", help=f"What happens at the boundary: {', '.join(WallName)}.")
-    ] = WallName.default,
+        str, typer.Option(metavar="NAME", help=f"What happens at the boundary: {', '.join(WALLS)}.")
+    ] = "default",
     classes: Annotated[
         str | None,
         typer.Option(
@@ -74,6 +72,8 @@ def sample_command(
     Several processes share the work under `accelerate launch -m carom.cli sample …`.
     """
     with clear_errors(), find_checkpoint(checkpoint) as file:
+        for option, name, known in (("solver", solver, SOLVERS), ("grid", grid, GRIDS), ("wall", wall, WALLS)):
+            check_name(f"--{option}", name, known)
         import torch
 
         from .journal import Journal
@@ -89,16 +89,16 @@ def sample_command(
         output = find_output(out, score, n, points, kind)
         workers = find_workers(None)
         place = find_device(device) if workers.accelerator is None else workers.accelerator.device
-        times = make_grid(grid.value, score.process, levels)
+        times = make_grid(grid, score.process, levels)
         work = Work(score.to(place), make_solver(solver), times, wall, labels, seed, kind, place)
         asked = {
             "checkpoint": hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest(),
             "n": n,
             "batch": batch,
-            "solver": solver.value,
-            "grid": grid.value,
+            "solver": solver,
+            "grid": grid,
             "levels": levels,
-            "wall": wall.value,
+            "wall": wall,
             "classes": list(labels.classes),
             "seed": seed,
             "dtype": dtype.value,
@@ -112,7 +112,9 @@ def sample_command(
         except KeyboardInterrupt:
             if workers.first:
                 made = sum(min(batch, n - b * batch) for b in journal.done())
-                say(f"Interrupted with {made} of {n} samples in {out}; go on with the same command and --resume")
+                say(
+                    f"Interrupted with {made} of {n} {plural(n, 'sample')} in {out}; go on with the same command and --resume"
+                )
             raise typer.Exit(130) from None
         workers.wait()
         if workers.first:
@@ -126,7 +128,7 @@ class Work:
     score: NeuralScore
     solver: Any
     times: torch.Tensor
-    wall: WallName
+    wall: str
     labels: Labels
     seed: int
     dtype: torch.dtype
@@ -208,12 +210,12 @@ def _finish(output: Output, journal: Journal, n: int) -> None:
     output.end()
     fewest, most = min(b.fewest for b in batches), max(b.most for b in batches)
     evaluations = str(most) if fewest == most else f"{fewest} to {most}"
-    say(f"{n} samples, {evaluations} evaluations each → {output.path}")
+    say(f"{n} {plural(n, 'sample')}, {evaluations} evaluation{'' if evaluations == '1' else 's'} each → {output.path}")
     failed = [b for b in batches if b.failed]
     if failed:
         total = sum(b.failed for b in failed)
         console.print(
-            f"[yellow]{total} of {n} samples failed; of the first batch with any: {failed[0].report}[/yellow]"
+            f"[yellow]{total} of {n} {plural(n, 'sample')} failed; of the first batch with any: {failed[0].report}[/yellow]"
         )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 #: what a part is described by, as JSON: its type and its arguments
@@ -27,6 +28,7 @@ SHORT: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
         "sub-vp": ("SubVP", ("beta_min", "beta_max")),
         "cosine": ("CosineVP", ("offset",)),
         "flow": ("FlowMatching", ()),
+        "ddpm": ("ddpm", ("steps", "beta_min", "beta_max")),
         "learned": ("Learned", ()),
     },
     "network": {
@@ -57,8 +59,15 @@ SHORT: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
         "implicit": ("implicit", ()),
         "sliced": ("sliced", ("probes",)),
         "vdm": ("vdm", ("steps",)),
+        "bound": ("bound", ()),
     },
 }
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """What follows a name that is not known: " (did you mean …?)" after a name that is not known, or nothing where none is like it."""
+    found = difflib.get_close_matches(name.lower(), list(known), 1, 0.5)
+    return f" (did you mean {found[0]}?)" if found else ""
 
 
 def short_names(part: str) -> str:
@@ -76,22 +85,24 @@ def full_spec(part: str, value: Any) -> Spec:
     if isinstance(value, Mapping):
         spec = _plain(part, dict(value))
         if not isinstance(spec.get("type"), str):
-            raise ValueError(f"{part}: got {value!r} without a type, expected one of {short_names(part)}")
+            raise ValueError(f"--{part}: got {value!r} without a type, expected one of {short_names(part)}")
         return spec | {"type": SHORT[part].get(spec["type"], (spec["type"], ()))[0]}
     if not isinstance(value, str):
-        raise ValueError(f"{part}: got {value!r}, expected a name or an object with a type: {short_names(part)}")
+        raise ValueError(f"--{part}: got {value!r}, expected a name or an object with a type: {short_names(part)}")
     if value.lstrip().startswith("{"):
         try:
             return full_spec(part, json.loads(value))
         except json.JSONDecodeError as error:
-            raise ValueError(f"{part}: got {value!r}, which is no JSON ({error})") from None
+            raise ValueError(f"--{part}: got {value!r}, which is no JSON ({error})") from None
     name, _, numbers = value.partition(":")
     if name not in SHORT[part]:
-        raise ValueError(f"{part}: got {name!r}, expected one of {short_names(part)}, or a JSON object with its type")
+        raise ValueError(
+            f"--{part}: got {name!r}{nearest(name, SHORT[part])}, expected one of {short_names(part)}, or a JSON object with its type"
+        )
     kind, names = SHORT[part][name]
     values = _numbers(part, value, numbers)
     if len(values) > len(names):
-        raise ValueError(f"{part}: got {value!r}, expected at most {len(names)} numbers: {short_names(part)}")
+        raise ValueError(f"--{part}: got {value!r}, expected at most {len(names)} numbers: {short_names(part)}")
     return {"type": kind} | dict(zip(names, values, strict=False))
 
 
@@ -101,7 +112,7 @@ def _numbers(part: str, value: str, numbers: str) -> list[int | float]:
         return [_number(v) for v in found]
     except ValueError:
         raise ValueError(
-            f"{part}: got {value!r}, expected numbers after the colon, parted by commas: {short_names(part)}"
+            f"--{part}: got {value!r}, expected numbers after the colon, parted by commas: {short_names(part)}"
         ) from None
 
 
@@ -116,4 +127,4 @@ def _plain(part: str, value: Any) -> Any:
     try:
         return json.loads(json.dumps(value))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{part}: got {value!r}, expected what JSON can say ({error})") from None
+        raise ValueError(f"--{part}: got {value!r}, expected what JSON can say ({error})") from None

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .console import DeviceName, clear_errors, find_device, say
-from .recipe import Recipe, override, read_config, setting
+from .console import DeviceName, clear_errors, find_device, plural, say
+from .recipe import Recipe, differences, override, read_config, setting
 from .short_names import short_names
 
 if TYPE_CHECKING:
@@ -102,7 +103,12 @@ def train_command(
     pictures: Annotated[
         Path | None, _option("A folder for pictures of samples, drawn as training goes on.", FILES)
     ] = None,
-    pictures_every: Annotated[int, _option("Steps between pictures, and between saves.", FILES, min=1)] = 1000,
+    pictures_every: Annotated[
+        int, _option("Steps between pictures; one more is drawn at the end.", FILES, min=1)
+    ] = 1000,
+    save_every: Annotated[
+        int, _option("Steps between saves of the checkpoint, which is written at the end as well.", FILES, min=1)
+    ] = 1000,
 ) -> None:
     """Train a diffusion on your data. Ctrl-C leaves a checkpoint that --resume goes on with.
 
@@ -135,7 +141,7 @@ def train_command(
             write_config.parent.mkdir(parents=True, exist_ok=True)
             recipe.write(write_config)
             return say(f"recipe → {write_config}")
-        run(recipe, out, resume, device, metrics, pictures, pictures_every)
+        run(recipe, out, resume, device, metrics, pictures, pictures_every, save_every)
 
 
 def read_recipe(config: Path | None, given: dict[str, Any], settings: list[str], last: Path | None) -> Recipe:
@@ -159,6 +165,7 @@ def run(
     metrics: Path | None,
     pictures: Path | None,
     pictures_every: int,
+    save_every: int,
 ) -> None:
     """Train by a recipe; the first process alone writes and speaks."""
     from torch.nn import Module
@@ -180,36 +187,65 @@ def run(
     if workers.first:
         out.parent.mkdir(parents=True, exist_ok=True)
         weights = sum(p.numel() for p in score.network.parameters())
-        say(f"{type(score.network).__name__} of {weights:,} weights, {len(data):,} rows of data, {score.process}")
-    result = train(
-        score,
-        data,
-        objective=objective,
-        **train_arguments(recipe.training),
-        checkpoint=out,
-        checkpoint_every=pictures_every,
-        resume=resume,
-        log=_once(lambda: recipe.write(beside(out))),  # not before data and settings have been found to fit
-        progress=True,
-        metrics=metrics,
-        samples=samples,
-        samples_every=pictures_every,
-        accelerator=workers.accelerator,
-    )
+        say(
+            f"{type(score.network).__name__} of {weights:,} {plural(weights, 'weight')}, {len(data):,} {plural(len(data), 'row')} of data, "
+            f"{score.process}"
+        )
+    with _other_recipe(out, recipe):
+        result = train(
+            score,
+            data,
+            objective=objective,
+            **train_arguments(recipe.training),
+            checkpoint=out,
+            checkpoint_every=save_every,
+            resume=resume,
+            log=_once(lambda: recipe.write(beside(out))),  # not before data and settings have been found to fit
+            progress=True,
+            metrics=metrics,
+            samples=samples,
+            samples_every=pictures_every,
+            accelerator=workers.accelerator,
+        )
     if workers.first:
+        if samples is not None and result.losses and not result.interrupted and result.steps % pictures_every:
+            samples(score, result.steps)
         if result.losses or not beside(out).exists():
             recipe.write(beside(out))
         if result.losses or result.interrupted:
             loss = f", loss {result.loss:.4f}" if result.losses else ""
-            say(f"{result.steps} steps in {result.seconds:.1f} s{loss} → {out}")
+            say(f"{result.steps} {plural(result.steps, 'step')} in {result.seconds:.1f} s{loss} → {out}")
         else:
             say(
-                f"Nothing to do: {out} has {result.steps} steps in {result.seconds:.1f} s; name more --steps or --seconds, in all"
+                f"Nothing to do: {out} has {result.steps} {plural(result.steps, 'step')} in {result.seconds:.1f} s; "
+                "name more --steps or --seconds, in all"
             )
         if result.interrupted:
             say("Interrupted; go on with the same command and --resume")
     if result.interrupted:
         raise typer.Exit(130)
+
+
+@contextmanager
+def _other_recipe(out: Path, recipe: Recipe) -> Iterator[None]:
+    """What a checkpoint of another training was told, setting by setting, where its recipe lies beside it."""
+    from .scores.neural.resuming import OtherTraining
+
+    try:
+        yield
+    except OtherTraining as error:
+        place = beside(out)
+        found = differences(Recipe.read(place), recipe) if place.exists() else []
+        if not found:
+            raise ValueError(
+                f"--resume: {error}. On the command line: name these settings as they were, or train anew under another --out"
+            ) from None
+        ends = any(line.startswith("training.steps") for line in found)
+        hint = "; --set training.decay_steps keeps the end of the learning rate where it was" if ends else ""
+        raise ValueError(
+            f"--resume: {out} was begun otherwise: {'; '.join(found)}. Leave these out to go on with it as {place} says{hint}, or train "
+            "anew under another --out"
+        ) from None
 
 
 def _once(action: Callable[[], None]) -> Callable[[object], None]:

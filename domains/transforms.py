@@ -210,11 +210,16 @@ class AffineValues(DataTransform):
         else:
             real = values.double()
             inside = (real >= first) & (real <= last)
+        if values.dtype.is_floating_point and not bool((finite := values.isfinite()).all()):
+            raise ValueError(
+                f"values: got {_outside(values, finite, 'that are NaN or infinite')}; expected finite numbers. Repair or leave out "
+                "those rows"
+            )
         if not bool(inside.all()):
             whole = "" if self.bins is None else "whole numbers "
             expected = f"expected {whole}in [{float(first.min()):g}, {float(last.max()):g}]"
             raise ValueError(
-                f"values: got {_outside(values, inside)}; {expected}. Rescale or clip them, or name their range"
+                f"values: got {_outside(values, inside)}; {expected}. Rescale or clip them, or name their range by between"
             )
 
 
@@ -308,8 +313,8 @@ def _tuples(value: Any) -> Any:
     return tuple(_tuples(v) for v in value) if isinstance(value, Sequence) else value
 
 
-def _outside(values: Tensor, inside: Tensor) -> str:
+def _outside(values: Tensor, inside: Tensor, how: str = "outside") -> str:
     """How many values are not inside, of how many, and the first of them."""
     where = (~inside).nonzero()
     place = tuple(where[0].tolist())
-    return f"{len(where)} of {inside.numel()} values outside, the first {values[place].item():g} at {place}"
+    return f"{len(where)} of {inside.numel()} values {how}, the first {values[place].item():g} at {place}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any
@@ -40,7 +41,7 @@ class SolveError(RuntimeError):
         self.solution = solution
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Solution:
     """The result of :func:`solve` and :func:`sample`.
 
@@ -72,6 +73,15 @@ class Solution:
         """Which samples ended well: Bool ``[*batch]``."""
         return self.status == Status.OK
 
+    def __repr__(self) -> str:
+        """What there is of it: no numbers of the states."""
+        parts = [f"x: {_shape(self.x)}", f"nfe: {_range(self.nfe)}"]
+        parts += [f"{n}: {_shape(v)}" for n in ("trajectory", "local_time") if (v := getattr(self, n)) is not None]
+        failed = int((self.status != Status.OK).sum())
+        parts += [f"failed: {failed} of {math.prod(self.status.shape)}"] if failed else []
+        parts += [f"stats: {', '.join(self.stats)}"] if self.stats else []
+        return f"Solution({'; '.join(parts)})"
+
     def report(self) -> str:
         """One line per way of failing, with counts, the first sample, its step and its time."""
         status, step, time = (v.reshape(-1).cpu() for v in (self.status, self.failed_step, self.failed_time))
@@ -81,10 +91,10 @@ class Solution:
             if kind is not Status.OK and len(index):
                 first = int(index[0])
                 lines.append(
-                    f"{len(index)} of {len(status)} samples: {kind.message}; first: sample {first}, "
+                    f"{len(index)} of {_samples(len(status))}: {kind.message}; first: sample {first}, "
                     f"step {int(step[first])}, time {float(time[first]):.6g}"
                 )
-        return "\n".join(lines) or f"all {len(status)} samples: {Status.OK.message}"
+        return "\n".join(lines) or f"{'all ' if len(status) > 1 else ''}{_samples(len(status))}: {Status.OK.message}"
 
     def raise_on_failure(self) -> Solution:
         """Itself, or a :class:`SolveError` that holds it if any sample failed."""
@@ -96,3 +106,21 @@ class Solution:
         """The same with NumPy arrays in place of tensors."""
         arrays: dict[str, Any] = {n: v.detach().cpu().numpy() for n, v in vars(self).items() if isinstance(v, Tensor)}
         return replace(self, **arrays)
+
+
+def _samples(number: int) -> str:
+    return f"{number} sample{'' if number == 1 else 's'}"
+
+
+def _shape(value: Any) -> str:
+    """Shape, dtype and device of a tensor, or of the NumPy array that took its place."""
+    device = f" on {value.device}" if isinstance(value, Tensor) else ""
+    return f"{list(value.shape)} {str(value.dtype).removeprefix('torch.')}{device}"
+
+
+def _range(nfe: Any) -> str:
+    """One number, or the fewest and the most."""
+    if isinstance(nfe, int) or not math.prod(nfe.shape):
+        return str(nfe) if isinstance(nfe, int) else "none"
+    fewest, most = int(nfe.min()), int(nfe.max())
+    return str(most) if fewest == most else f"{fewest} to {most}"

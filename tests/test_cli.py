@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -168,7 +169,7 @@ def test_ctrl_c_leaves_a_checkpoint_that_resumes(tmp_path):
         stdout, stderr = process.communicate(timeout=120)
     assert process.returncode == 130, stderr
     assert "Interrupted; go on with the same command and --resume" in stdout
-    steps = int(stdout.split(" steps")[0].split()[-1])
+    steps = int(re.search(r"(\d+) steps? in", stdout)[1])
     assert steps >= 1
     assert f"{steps + 2} steps" in run("train", "--steps", steps + 2, "--out", out, "--resume")
 

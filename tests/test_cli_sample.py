@@ -449,3 +449,17 @@ def test_a_killed_run_goes_on(here):
     run(*arguments, "--resume")
     run(*arguments[:-1], "whole.npy")
     assert np.array_equal(np.load("x.npy"), np.load("whole.npy"))
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "message"),
+    [
+        ("--solver", "hoin", "--solver: got 'hoin' (did you mean heun?), expected one of euler, heun, rk4"),
+        ("--solver", "UNIPC2", "(did you mean unipc-2?)"),
+        ("--grid", "karass", "--grid: got 'karass' (did you mean karras?), expected one of karras, uniform"),
+        ("--wall", "zzz", "--wall: got 'zzz', expected one of default, reflect, project"),
+    ],
+)
+def test_a_name_that_is_not_known_is_told_the_nearest(here, option, name, message):
+    assert message in sample("--n", 1, option, name, "--out", "x.npy", code=2)
+    assert not Path("x.npy").exists()

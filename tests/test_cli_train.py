@@ -15,9 +15,10 @@ from typer.testing import CliRunner
 from carom.assemble import LABEL_DROPOUT, build, build_objective, train_arguments
 from carom.cli import app
 from carom.domains import Ball, Euclidean, Hypercube, RegularSimplex, Simplex, Torus
-from carom.processes import EDM, VE, VP, Diffusion
+from carom.processes import EDM, VE, VP, Diffusion, Discrete
 from carom.recipe import DataRecipe, Recipe, TrainingRecipe, override, read_config, setting
 from carom.scores.neural import (
+    Bins,
     Cosine,
     DenoisingScoreMatching,
     EDMPreconditioning,
@@ -26,8 +27,10 @@ from carom.scores.neural import (
     NeuralScore,
     SlicedScoreMatching,
     UniformTime,
+    VariationalBound,
+    checkpoint,
 )
-from carom.short_names import SHORT, full_spec
+from carom.short_names import SHORT, full_spec, short_names
 
 runner = CliRunner()
 SMALL = ["--network", "mlp", "--set", "network.width=8", "--set", "network.depth=1"]
@@ -115,8 +118,11 @@ def test_toml_says_the_same(tmp_path):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"dta": {}}, "unknown settings dta, expected some of data, domain"),
-        ({"data": {"sorce": "x"}}, "data: got unknown settings sorce, expected some of source, part"),
+        ({"dta": {}}, "unknown settings dta (did you mean data?), expected some of data, domain"),
+        (
+            {"data": {"sorce": "x"}},
+            "data: got unknown settings sorce (did you mean source?), expected some of source, part",
+        ),
         ({"data": 3}, "expected an object of settings"),
         ({"training": {"steps": "many"}}, "steps: got 'many', expected a whole number or null"),
         ({"training": {"steps": True}}, "steps: got True"),
@@ -247,7 +253,7 @@ def test_objectives_are_those_of_the_library():
     assert make({"type": "denoising", "levels": {"type": "UniformTime"}}).levels == UniformTime.of(process)
     with pytest.raises(ValueError, match="unknown arguments gama"):
         make({"type": "min-snr", "gama": 3})
-    with pytest.raises(ValueError, match="expected one of denoising"):
+    with pytest.raises(ValueError, match="expected one of bound, denoising"):
         make({"type": "guesswork"})
     with pytest.raises(ValueError, match="expected an object with a type"):
         make({"type": "denoising", "levels": 3})
@@ -260,7 +266,7 @@ def test_the_learning_rate_ends_with_the_steps():
     assert train_arguments(TrainingRecipe(decay="cosine", decay_steps=7))["lr"].steps == 7
 
 
-@pytest.mark.parametrize("objective", sorted(SHORT["objective"].keys() - {"vdm"}))
+@pytest.mark.parametrize("objective", sorted(SHORT["objective"].keys() - {"vdm", "bound"}))
 def test_every_objective_trains(here, objective):
     run("train", "--data", "points.npy", *SMALL, "--objective", objective, "--steps", 2, "--batch-size", 8)
     assert Recipe.read("model.json").objective == full_spec("objective", objective)
@@ -273,9 +279,6 @@ def test_a_schedule_is_trained_along_and_goes_on(here):
     assert "4 steps in" in run("train", "--resume", "--steps", 4)
     assert type(NeuralScore.load("model.safetensors").process.schedule).__name__ == "Learned"
     run("sample", "model.safetensors", "--levels", 2, "--n", 2, "--out", "x.npy")
-    assert "got VE, expected a Learned()" in run(
-        "train", "--data", "points.npy", *SMALL, "--objective", "vdm", "--out", "b.safetensors", code=2
-    )
 
 
 def test_a_recipe_is_the_whole_training(here):
@@ -318,9 +321,27 @@ def test_resuming_needs_no_more_than_what_changes(here):
     assert "4 steps in" in run("train", "--resume", "--steps", 4)
     assert Recipe.read("model.json").training.steps == 4
     before = Path("model.json").read_bytes()
-    assert "belongs to another training: batch_size is 8 there and 16 here" in run(
-        "train", "--resume", "--steps", 6, "--batch-size", 16, code=2
+    text = run(
+        "train",
+        "--resume",
+        "--steps",
+        6,
+        "--batch-size",
+        16,
+        "--set",
+        "network.width=4",
+        "--objective",
+        "simple",
+        code=2,
     )
+    assert "--resume: model.safetensors was begun otherwise: " in text
+    for line in (
+        "training.batch_size: 8 there, 16 asked",
+        "network.width: 8 there, 4 asked",
+        'objective.type: null there, "simple" asked',
+    ):
+        assert line in text
+    assert "training.steps" not in text and "as model.json says, or train anew under another --out" in text
     assert Path("model.json").read_bytes() == before
 
 
@@ -380,6 +401,18 @@ def test_a_file_without_word_of_its_data_still_resumes(here):
         (["--out", "package.safetensors"], "package.json, where the recipe goes, holds something else"),
         (["--device", "cuda"], "torch finds no GPU"),
         (["--objective", "guess"], "expected one of denoising"),
+        (["--objective", "denosing"], "--objective: got 'denosing' (did you mean denoising?)"),
+        (["--set", "training.bach_size=3"], "unknown settings bach_size (did you mean batch_size?)"),
+        (["--set", "data.between=0,4"], "data.between: got '0,4', expected [a number, a number] or null"),
+        (["--set", "data.between=[0,4]"], "--set data.between: got it for data of 17 levels"),
+        (["--objective", "vdm"], "--objective vdm: got Diffusion(Hypercube"),
+        (["--objective", "vdm", "--domain", "euclidean"], "expected --schedule learned --domain euclidean"),
+        (["--objective", "bound"], "expected --schedule ddpm --domain euclidean"),
+        (["--schedule", "learned"], "on the command line --schedule ve, or --domain euclidean"),
+        (
+            ["--schedule", "ddpm:10", "--domain", "euclidean"],
+            "got 10 steps, expected a whole number above beta_max = 20",
+        ),
     ],
 )
 def test_refusals_are_one_clear_line_and_leave_nothing(here, arguments, message):
@@ -405,3 +438,117 @@ def test_a_recipe_of_ones_own_is_not_written_over(here):
     run("train", "--config", "mine.json", "--out", "other.safetensors", code=2)  # values outside the cube
     assert not Path("other.json").exists()
     assert Path("mine.json").read_bytes() == before
+
+
+def test_a_learning_rate_that_ends_with_the_steps_says_what_keeps_its_end(here):
+    run("train", "--data", "points.npy", *SMALL, "--steps", 2, "--decay", "cosine", "--batch-size", 8)
+    text = run("train", "--resume", "--steps", 4, code=2)
+    assert "training.steps: 2 there, 4 asked" in text and "--set training.decay_steps keeps the end" in text
+    assert "4 steps in" in run("train", "--resume", "--steps", 4, "--set", "training.decay_steps=2")
+
+
+def test_a_checkpoint_whose_recipe_is_gone_still_says_what_differs(here):
+    run("train", "--data", "points.npy", *SMALL, "--steps", 2, "--batch-size", 8)
+    Path("model.json").rename("kept.json")
+    text = run("train", "--config", "kept.json", "--resume", "--steps", 4, "--batch-size", 4, code=2)
+    assert "batch_size is 8 there and 4 here" in text and "train anew under another --out" in text
+
+
+def test_the_bound_of_ddpm_trains_and_samples(here):
+    table = ["--domain", "euclidean", "--schedule", "ddpm:40", "--objective", "bound"]
+    run("train", "--data", "points.npy", *SMALL, *table, "--steps", 2, "--batch-size", 8)
+    process = NeuralScore.load("model.safetensors").process
+    assert torch.equal(process.schedule.alphas_cumprod, Discrete.ddpm(40).alphas_cumprod)
+    assert "2 samples, " in run("sample", "model.safetensors", "--levels", 3, "--n", 2, "--out", "x.npy")
+    assert np.isfinite(np.load("x.npy")).all()
+    assert build_objective({"type": "bound", "bins": 17}, process) == VariationalBound(bins=Bins(17))
+    given = {"type": "bound", "variance": "beta", "bins": {"count": 4, "low": 0.0, "high": 3.0}}
+    assert build_objective(given, process) == VariationalBound("beta", Bins(4, 0.0, 3.0))
+    assert "ddpm[:steps,beta_min,beta_max]" in short_names("schedule") and "bound" in short_names("objective")
+
+
+def test_the_checkpoint_is_saved_and_pictures_drawn_at_intervals_of_their_own(here, monkeypatch):
+    saved = []
+    write = checkpoint.write
+    monkeypatch.setattr(
+        checkpoint,
+        "write",
+        lambda path, header, *rest: saved.append(header["training"]["step"]) or write(path, header, *rest),
+    )
+    small = ["--set", "network.channels=4", "--set", "network.heads=0", "--set", "network.multipliers=[1]"]
+    run("train", *small, "--steps", 5, "--batch-size", 8, "--save-every", 2, "--pictures", "p", "--pictures-every", 3)
+    assert saved == [2, 4, 5]
+    assert sorted(p.name for p in Path("p").iterdir()) == ["step_0000003.png", "step_0000005.png"]
+    run("train", "--resume", "--steps", 5, "--pictures", "none")
+    assert not Path("none").exists()  # nothing was trained, nothing is drawn
+
+
+FITTING = [
+    (
+        "wide.npy",
+        [],
+        "91 of 192 values outside",
+        "Try --domain cube:-1,1 for walls there, or --set data.between=[-1,1]",
+        ["--domain", "cube:-1,1"],
+    ),
+    (
+        "wide.npy",
+        ["--set", "data.between=[0,1]"],
+        "expected in [0, 1]",
+        "Try --set data.between=[-1,1]",
+        ["--set", "data.between=[-1,1]"],
+    ),
+    (
+        "whole.npy",
+        [],
+        "without their number of levels",
+        "Try --set data.bins=5 or --set data.between=[0,4]",
+        ["--set", "data.bins=5"],
+    ),
+    (
+        "whole.npy",
+        ["--set", "data.bins=3"],
+        "whole numbers in [0, 2]",
+        "Try --set data.bins=5",
+        ["--set", "data.between=[0,4]"],
+    ),
+    ("wide.npy", ["--domain", "ball:1"], "samples lie outside", "Try --domain ball:2", ["--domain", "ball:2"]),
+    (
+        "wide.npy",
+        ["--domain", "orthant"],
+        "samples lie outside",
+        "Try another --domain, e.g. euclidean",
+        ["--domain", "euclidean"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("file", "arguments", "problem", "advice", "options"), FITTING)
+def test_data_that_do_not_fit_are_told_the_options_that_would_and_these_do(
+    here, file, arguments, problem, advice, options
+):
+    random = np.random.default_rng(0)
+    random.random((64, 3))  # what the points of the fixture took
+    np.save("wide.npy", random.random((64, 3)).astype(np.float32) * 2 - 1)
+    np.save("whole.npy", np.arange(60).reshape(20, 3) % 5)
+    train = ["train", "--data", file, *SMALL, "--steps", 1, "--batch-size", 4]
+    text = run(*train, *arguments, code=2)
+    assert f"--data {file}: " in text and problem in text and advice in text
+    assert "1 step in" in run(*train, *options)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_data_that_are_no_numbers_get_no_advice_about_walls(here, bad):
+    x = np.zeros((4, 3), np.float32)
+    x[2, 1] = bad
+    np.save("bad.npy", x)
+    text = run("train", "--data", "bad.npy", *SMALL, "--steps", 1, code=2)
+    assert f"--data bad.npy: values: got 1 of 12 values that are NaN or infinite, the first {bad:g} at (2, 1)" in text
+    assert "Try" not in text
+
+
+def test_one_row_is_one_row(here):
+    np.save("one.npy", np.full((1, 3), 0.5, np.float32))
+    assert "1 row of data" in run("train", "--data", "one.npy", *SMALL, "--steps", 1, "--batch-size", 1)
+    run("train", "--data", "points.npy", *SMALL, "--steps", 1, "--out", "b.safetensors")
+    assert "1 sample, " in run("sample", "b.safetensors", "--levels", 2, "--n", 1, "--out", "x.npy")

@@ -243,7 +243,9 @@ def test_maps_refuse():
         eight.forward(torch.tensor([[0, 256], [-1, 3]]))
     with pytest.raises(ValueError, match=r"1 of 2 values outside, the first 0.5 at \(1,\); expected whole numbers"):
         eight.forward(torch.tensor([1.0, 0.5]))
-    with pytest.raises(ValueError, match=r"1 of 2 values outside, the first nan at \(0,\); expected in \[0, 1\]"):
+    with pytest.raises(
+        ValueError, match=r"1 of 2 values that are NaN or infinite, the first nan at \(0,\); expected finite numbers"
+    ):
         affine_values(Hypercube((2,))).forward(torch.tensor([math.nan, 1.0]))
     with pytest.raises(ValueError, match=r"got log_prob of shape \(3,\) for x of shape \(2, 2\)"):
         eight.bits_per_dim(torch.zeros(3), torch.zeros(2, 2))
@@ -855,3 +857,22 @@ def test_jaspar_as_a_script_skips_with_its_hint(monkeypatch, capsys):
     else:
         jaspar_main()
         assert "points of the simplex of 4 categories" in capsys.readouterr().out
+
+
+def test_data_print_in_one_line_without_their_values():
+    data = Data(torch.zeros(40, 3, dtype=torch.uint8), torch.zeros(40).long(), ("a", "b"), bins=17)
+    assert repr(data) == "Data(40 rows [3] uint8 on cpu, 17 levels, 2 classes, labelled)"
+    assert repr(data.take(torch.tensor([0]))) == "Data(1 row [3] uint8 on cpu, 17 levels, 2 classes, labelled)"
+    lazy = Data([torch.zeros(2)] * 5)
+    assert repr(lazy) == "Data(5 rows of a list)"
+    assert repr(lazy.on(Hypercube((2,)))) == "DomainDataset(Data(5 rows of a list) in Hypercube((2,), low=0, high=1))"
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("domain", [Hypercube((3,)), Euclidean((3,))], ids=str)
+def test_values_that_are_no_numbers_are_named_as_such(domain, bad):
+    values = torch.zeros(5, 3)
+    values[3, 1] = bad
+    message = rf"1 of 15 values that are NaN or infinite, the first {bad:g} at \(3, 1\); expected finite numbers"
+    with pytest.raises(ValueError, match=message):
+        Data(values).on(domain)

@@ -1,6 +1,7 @@
 """Single formulas of solvers by hand, where orders and laws would not notice that they are wrong; and what users see of them."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ from carom.solvers import (
     Restart,
     ReverseDiffusion,
     SASolver,
+    Solution,
     Solver,
     Status,
     UniPC,
@@ -424,3 +426,29 @@ def test_grids_know_the_solver_they_were_made_for(tmp_path) -> None:
 def test_mistakes_at_the_front_door(call, error, message) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+def test_a_solution_prints_what_there_is_and_no_states():
+    one = torch.zeros(3, dtype=torch.int64)
+    solution = Solution(torch.zeros(3, 2), torch.ones(4), 7, one, one - 1, torch.zeros(3))
+    assert repr(solution) == "Solution(x: [3, 2] float32 on cpu; nfe: 7)"
+    more = replace(
+        solution,
+        nfe=torch.tensor([4, 9, 5]),
+        status=torch.tensor([0, 1, 0]),
+        trajectory=torch.zeros(4, 3, 2),
+        stats={"a": 1},
+    )
+    assert repr(more) == (
+        "Solution(x: [3, 2] float32 on cpu; nfe: 4 to 9; trajectory: [4, 3, 2] float32 on cpu; failed: 1 of 3; stats: a)"
+    )
+    assert repr(more.numpy()).startswith("Solution(x: [3, 2] float32; nfe: 4 to 9;")
+    empty = replace(solution, x=torch.zeros(0, 2), nfe=one[:0], status=one[:0])
+    assert repr(empty) == "Solution(x: [0, 2] float32 on cpu; nfe: none)"
+
+
+def test_one_sample_is_reported_in_the_singular():
+    zero = torch.zeros(1, dtype=torch.int64)
+    one = Solution(torch.zeros(1, 2), torch.ones(2), 1, zero, zero - 1, torch.zeros(1))
+    assert one.report() == "1 sample: reached the end of the grid"
+    assert replace(one, status=zero + 1).report().startswith("1 of 1 sample: the state became NaN")

@@ -471,3 +471,13 @@ def test_a_bound_of_other_settings_is_not_resumed(tmp_path):
             resume=True,
             progress=False,
         )
+
+
+def test_a_score_on_another_learned_schedule_is_not_trained_but_may_be_judged():
+    """Nothing would train it: the score would be sampled on a schedule that stays as it began."""
+    score = NeuralScore(MLP(MLPConfig((1,), 8, 1)), Diffusion(Euclidean((1,)), Learned(-8.0, 4.0)))
+    x0 = torch.zeros(8, 1)
+    with pytest.raises(ValueError, match=r"that is not the schedule of the objective.*VDM\(score\.process\.schedule\)"):
+        train(score, x0, objective=VDM(Learned(-6.0, 2.0)), steps=1, batch_size=8, progress=False)
+    assert VDM(Learned(-6.0, 2.0)).bound(score, x0).total.isfinite().all()
+    train(score, x0, objective=VDM(score.process.schedule), steps=1, batch_size=8, progress=False)

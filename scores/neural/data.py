@@ -181,7 +181,7 @@ def split(data: _Rows, held_out: float = 0.2, seed: int = 0) -> tuple[_Rows, _Ro
     if not 0 < held_out < 1:
         raise ValueError(f"held_out: got {held_out}, expected a share between 0 and 1, e.g. 0.2")
     if len(data) < 2:
-        raise ValueError(f"data: got {len(data)} rows, expected at least 2 to split")
+        raise ValueError(f"data: got N = {len(data)}, expected at least 2 rows to split")
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
     count = min(max(round(held_out * len(data)), 1), len(data) - 1)
     return _take(data, order[count:]), _take(data, order[:count])

@@ -29,7 +29,7 @@ class Source(Protocol):
     def __getitem__(self, index: int, /) -> Any: ...
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Data:
     """N stored values ``[N, *event]`` with what is known of them.
 
@@ -48,7 +48,7 @@ class Data:
     labels: Tensor | None = None
     classes: tuple[str, ...] | None = None
     bins: int | None = None
-    _rows: Tensor | None = dataclasses.field(default=None, repr=False)
+    _rows: Tensor | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.source, Tensor) and self.source.dim() < 1:
@@ -72,6 +72,20 @@ class Data:
 
     def __len__(self) -> int:
         return len(self.source) if self._rows is None else len(self._rows)
+
+    def __repr__(self) -> str:
+        """What there is of it; no row is read."""
+        if isinstance(self.source, Tensor):
+            kind = (
+                f"{list(self.source.shape[1:])} {str(self.source.dtype).removeprefix('torch.')} on {self.source.device}"
+            )
+        else:
+            kind = f"of a {type(self.source).__name__}"
+        parts = [f"{len(self)} {'row' if len(self) == 1 else 'rows'} {kind}"]
+        parts += [] if self.bins is None else [f"{self.bins} levels"]
+        parts += [] if self.classes is None else [f"{len(self.classes)} classes"]
+        parts += ["labelled"] if self.labels is not None else []
+        return f"Data({', '.join(parts)})"
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -194,6 +208,9 @@ class DomainDataset(Dataset[Any]):
         if isinstance(self.data.source, Tensor):
             for part in torch.arange(len(self)).split(CHUNK):
                 self._states(self.data.read(part)[0])
+
+    def __repr__(self) -> str:
+        return f"DomainDataset({self.data!r} in {self.domain!r})"
 
     @property
     def stored(self) -> Stored:

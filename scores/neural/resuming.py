@@ -15,6 +15,10 @@ from .stored import Stored
 from .updates import Updates
 
 
+class OtherTraining(ValueError):
+    """A checkpoint that was begun with other settings."""
+
+
 def tensors(updates: Updates, objective: object) -> dict[str, Tensor]:
     """The tensors of a checkpoint: weights, averages, the optimizer's state, an objective's own weights."""
     state = updates.optimizer.state_dict()["state"]
@@ -41,7 +45,7 @@ def resume(
         ours.pop("data", None), theirs.pop("data", None)
     differences = _differences(theirs, ours) + _differences(state["settings"], json.loads(json.dumps(settings)))
     if differences:
-        raise ValueError(
+        raise OtherTraining(
             f"resume: {str(path)!r} belongs to another training: {'; '.join(differences)}; pass the settings it was started "
             "with, or resume=False to start anew"
         )

@@ -55,7 +55,8 @@ class VDM(Objective, nn.Module):
     Args:
         schedule: a :class:`~carom.processes.Learned`. Its parameters are this module's and belong to the optimizer. The
             score may run on any schedule: it is asked at noise levels, and a score trained here is sampled on ``schedule`` or
-            on ``schedule.freeze()``.
+            on ``schedule.freeze()``. Training refuses a score on another ``Learned``, which would stay as it began;
+            ``bound`` and ``at`` evaluate it on any.
         steps: T, for the bound in discrete time; None for continuous time.
         interior: what the curve between the ends is trained on: "variance" (see above), "bound" or "fixed". By default the variance
             in continuous time and the bound in discrete time, which depends on the curve.
@@ -97,8 +98,18 @@ class VDM(Objective, nn.Module):
     def terms(
         self, score: NeuralScore, x0: Tensor, generator: torch.Generator | None = None, **condition: Any
     ) -> Terms:
+        self._check_schedule(score)
         bound = self.bound(score, x0, generator, **condition)
         return Terms(bound.sigma, bound.total)
+
+    def _check_schedule(self, score: NeuralScore) -> None:
+        """Refuse to train a schedule while the score is on another that looks the same and stays as it began."""
+        own = score.process.schedule
+        if isinstance(own, Learned) and own is not self.schedule:
+            raise ValueError(
+                f"VDM: got a score on a {own!r} that is not the schedule of the objective, so that nothing would train it; expected one "
+                "object for both: VDM(score.process.schedule)"
+            )
 
     def bound(
         self, score: NeuralScore, x0: Tensor, generator: torch.Generator | None = None, **condition: Any
