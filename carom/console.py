@@ -34,6 +34,11 @@ def say(text: str) -> None:
     console.print(escape(text), highlight=False, soft_wrap=True)
 
 
+def warn(text: str) -> None:
+    """What a user should look at, in yellow."""
+    console.print(escape(text), style="yellow", highlight=False, soft_wrap=True)
+
+
 def plural(number: int, thing: str) -> str:
     """What goes after a number: "row" after 1, else "rows"."""
     return thing if number == 1 else f"{thing}s"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .bundled import DEFAULT, find_checkpoint
-from .console import DeviceName, clear_errors, console, find_device, plural, say
+from .console import DeviceName, clear_errors, find_device, plural, say, warn
 from .rules import GRIDS, SOLVERS, WALLS, check_name, make_grid, make_solver, make_wall
 
 if TYPE_CHECKING:
@@ -214,9 +214,7 @@ def _finish(output: Output, journal: Journal, n: int) -> None:
     failed = [b for b in batches if b.failed]
     if failed:
         total = sum(b.failed for b in failed)
-        console.print(
-            f"[yellow]{total} of {n} {plural(n, 'sample')} failed; of the first batch with any: {failed[0].report}[/yellow]"
-        )
+        warn(f"{total} of {n} {plural(n, 'sample')} failed; of the first batch with any: {failed[0].report}")
 
 
 def _report(solution: Any) -> str:

@@ -37,14 +37,14 @@ def stored_points(
     points themselves, which stand at t = 0, not redrawn."""
     domain = process.domain
     ndim = len(domain.event_shape)
+    if transform is not None and not values.dtype.is_floating_point:
+        values = values.to(torch.get_default_dtype())
     check_event(values, domain.event_shape, "x" if transform is None else "values")
     batch = batch_shape(values, domain.event_shape)
     if transform is None:
         domain.check(values, "x")
         return values, torch.zeros(batch, dtype=torch.float64, device=values.device)
     points = transform.forward(values)
-    if not values.dtype.is_floating_point:
-        points = points.to(torch.get_default_dtype())
     if t is None:
         return points, event_sum(transform.log_volume(points), ndim)
     if transform.bins is not None:
