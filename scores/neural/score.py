@@ -51,8 +51,10 @@ class NeuralScore(Trainable):
         event = self.process.domain.event_shape
         check_event(x, event)
         t = per_batch(t, x, len(event), "t")
-        scale = self.process.event_level(t).scale
-        return self.at_level(x / scale, self.process.schedule.sigma(t), **condition) / scale
+        # in float64: of the float32 σ(t), D = x/s + sσ²·score would multiply the rounding by x/sD
+        level, sigma = self.process.event_level(t.double()), self.process.schedule.sigma(t.double())
+        scale = level.scale.to(x.dtype)
+        return self.at_level(x / scale, sigma.to(x.dtype), **condition) / scale
 
     def at_level(self, x: Tensor, sigma: Tensor, **condition: Any) -> Tensor:
         """The score of the heat flow itself, X at noise level σ, where no scale enters; σ broadcasts over the batch. Where the parts of
