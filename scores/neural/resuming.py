@@ -46,12 +46,13 @@ def resume(
             f"resume: {str(path)!r} belongs to another training: {'; '.join(differences)}; pass the settings it was started "
             "with, or resume=False to start anew"
         )
-    slots = _slots(file, updates.parameters, int(state["step"]))
     files.check_fit(model.network, file.part("network"), "weights")
     if file.header["ema"]:
         files.check_fit(model.network, file.part("ema"), "averaged weights")
     if isinstance(objective, nn.Module):
         files.check_fit(objective, file.part("objective"), "weights of the objective")
+    slots = _slots(file, updates.parameters, int(state["step"]))
+    if isinstance(objective, nn.Module):
         objective.load_state_dict(file.part("objective"))
     model.restore(file)
     if model.stored is None and "data" in file.header:
