@@ -38,6 +38,7 @@ def from_ddpm_checkpoint(
     found by their names, under any prefix (``module.``, ``model.``, ``state_dict.``, …). Moving averages are recognised
 
     * by the word "ema" in their prefix, as in {"model": …, "ema": …} or "ema_model." (not "online_model.");
+    * so, too, under names without their dots, as latent diffusion keeps them: "model_ema.diffusion_modelinput_blocks00weight";
     * as "shadow_params", a list in the order of the network's trained parameters, with "ema" in the prefix or not;
     * as the second state dict of a list [model, optimizer, …, averages].
 
@@ -50,7 +51,8 @@ def from_ddpm_checkpoint(
         predicts, label, learned_variance: as for :func:`from_prediction`.
         ema: take the moving average where the file holds one; False takes the plain weights.
 
-    Raises ``FileNotFoundError``; ``ValueError`` for files that are damaged or hold pickled code, and for weights that do not fit.
+    Raises ``FileNotFoundError``; ``ValueError`` for files that are damaged or hold pickled code, for weights that do not fit, and for
+    tensors with the word "ema" in their names where no averages of all parameters are recognised, unless ``ema=False``.
     """
     if not isinstance(network, nn.Module):
         raise TypeError(
@@ -106,9 +108,25 @@ def find_weights(tensors: Mapping[str, Tensor], network: nn.Module, ema: bool) -
     if plain is None:
         plain = (averages or [prefix for prefix, _ in found.most_common(1)] or [""])[0]
     weights = _under(tensors, plain)
-    if ema:
-        weights |= _shadow(tensors, trained) or (_under(tensors, averages[0]) if averages else {})
-    return weights
+    if not ema:
+        return weights
+    average = _shadow(tensors, trained)
+    if not average:
+        average = _under(tensors, averages[0]) if averages else _undotted(tensors, trained)
+    if not average and whole:
+        _refuse_averages([k for k in tensors if k.removeprefix(plain) not in weights], tensors, len(trained), plain)
+    return weights | average
+
+
+def _refuse_averages(keys: Sequence[str], tensors: Mapping[str, Tensor], count: int, plain: str) -> None:
+    """Refuse tensors beside the plain weights that call themselves averages (but for counters), where none were recognised."""
+    unread = [key for key in keys if "ema" in _words(key) and tensors[key].dim()]
+    if unread:
+        raise ValueError(
+            f"checkpoint: got {unread[0]!r} and {len(unread) - 1} more tensors that may be moving averages, but no average of each of the "
+            f"network's {count} trained parameters; build the network with the settings of training, or pass ema=False to take the "
+            f"plain weights under {plain!r}"
+        )
 
 
 def _words(prefix: str) -> list[str]:
@@ -127,6 +145,18 @@ def _prefixes(tensors: Mapping[str, Tensor], names: set[str]) -> Counter[str]:
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+def _undotted(tensors: Mapping[str, Tensor], trained: Sequence[str]) -> dict[str, Tensor]:
+    """Averages under the names of the trained parameters without dots, which names of buffers may not have."""
+    names = {name.replace(".", ""): name for name in trained}
+    if len(names) < len(trained):
+        return {}  # two parameters that cannot be told apart
+    first = next(iter(names), "")
+    for prefix in (key.removesuffix(first) for key in tensors if key.endswith(first)):
+        if "ema" in _words(prefix) and all(prefix + name in tensors for name in names):
+            return {full: tensors[prefix + name] for name, full in names.items()}
+    return {}
 
 
 def _shadow(tensors: Mapping[str, Tensor], trained: Sequence[str]) -> dict[str, Tensor]:

@@ -32,6 +32,7 @@ class Denoiser:
         # in float64: σ → t amplifies rounding where σ is flat
         t = self.process.schedule.time(sigma)
         scale = self.process.schedule.scale(t).to(x.dtype)
+        # a score takes t in x's dtype: at σ ≤ 50 its rounding moves D by 2e-6 at most, less than D = x + σ²·score loses by itself
         return prediction(self.score, scale * x, t.to(x.dtype), self.process, **extra)[0]
 
 

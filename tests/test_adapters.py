@@ -1,5 +1,6 @@
 """The conventions of EDM, k-diffusion, score_sde and DDPM checkpoints, against small stand-ins written from their definitions."""
 
+import copy
 import itertools
 import math
 
@@ -20,6 +21,7 @@ from carom.scores import (
     from_score_sde,
     to_k_diffusion,
 )
+from carom.scores.neural import MLP, MLPConfig, NeuralScore
 from carom.solvers import DDIM, Euler, iddpm, karras, sample, uniform
 
 F64 = torch.float64
@@ -185,6 +187,21 @@ def test_one_sigma_stands_for_every_picture() -> None:
         assert torch.equal(model(x, sigma), expected)
 
 
+@pytest.mark.parametrize("schedule", [VP(), VE(), EDM(), FlowMatching()], ids=repr)
+def test_in_float32_a_network_goes_out_as_exact_as_its_score_allows(schedule) -> None:
+    """D = X + σ²·score, of numbers of X's size in float32. A σ(t) found in float32 would multiply that, under VE by 9."""
+    torch.manual_seed(0)
+    coarse = NeuralScore(MLP(MLPConfig((2,), 16, 1)), Diffusion(PLANE, schedule)).eval()
+    nn.init.normal_(coarse.network.last.weight)
+    fine = copy.deepcopy(coarse).double()
+    sigma = torch.linspace(46, 50, 200)
+    x = points(200, torch.float32) * sigma[:, None]
+    with torch.no_grad():
+        error = to_k_diffusion(coarse)(x, sigma) - to_k_diffusion(fine)(x.double(), sigma.double())
+    # half a unit in the last place for each of x/s, c_skip, F's share, their sum and the product with σ²
+    assert float(error.abs().max()) <= 5 / 2 * torch.finfo(torch.float32).eps * float(x.abs().max())
+
+
 def test_their_samplers_run_our_models() -> None:
     """A sampler as they write it, with extra arguments: Euler in σ equals ours in the same coordinates and DDIM in the model's own."""
     truth = mixture(VP())
@@ -299,6 +316,9 @@ PLAIN, AVERAGE = small_network(1), small_network(2)
 STATE, MEAN = PLAIN.state_dict(), AVERAGE.state_dict()
 SHADOW = [p.detach() for p in AVERAGE.parameters()]
 TRAINED = {k: v.detach() for k, v in AVERAGE.named_parameters()}  # averages without buffers
+# as latent diffusion keeps averages: in buffers, whose names may not have dots, of a wrapper around the network
+UNDOTTED = under("model_ema.diffusion_model", {k.replace(".", ""): v for k, v in TRAINED.items()})
+COUNTERS = {"model_ema.decay": torch.tensor(0.9999), "model_ema.num_updates": torch.tensor(7)}
 LAYOUTS = {
     "state dict": STATE,
     "module.": under("module.", STATE),
@@ -307,6 +327,7 @@ LAYOUTS = {
     "model and ema": {"model": STATE, "ema": MEAN},
     "ema_model": under("online_model.model.", STATE) | under("ema_model.model.", MEAN) | {"step": torch.tensor(5)},
     "shadow_params": {"model": under("module.", STATE), "ema": {"decay": 0.99, "shadow_params": SHADOW}},
+    "model_ema without dots": {"state_dict": under("model.diffusion_model.", STATE) | COUNTERS | UNDOTTED, "epoch": 1},
     "list": [under("module.", STATE), {"state": {}}, 4, 1000, under("module.", TRAINED)],
 }
 
@@ -347,6 +368,26 @@ def test_safetensors_and_other_readings_of_a_checkpoint(tmp_path) -> None:
     assert wide.learned_variance
 
 
+def test_names_that_differ_in_their_dots_alone_and_networks_of_their_own_ema(tmp_path) -> None:
+    """The names "a.b" and "ab" are one without dots; a layer may have "ema" in its name and be no average."""
+
+    class Network(nn.Module):
+        def __init__(self, one: str, other: str):
+            super().__init__()
+            self.add_module(one, nn.Linear(2, 2, bias=False))
+            self.add_module(other, nn.ModuleDict({"b": nn.Linear(2, 2, bias=False)}))
+
+    path = tmp_path / "model.pt"
+    network = Network("ab", "a")
+    squeezed = {k.replace(".", ""): v for k, v in network.state_dict().items()}
+    torch.save(under("model.", network.state_dict()) | under("model_ema.", squeezed), path)
+    with pytest.raises(ValueError, match=r"got 'model_ema\.abweight' and 0 more tensors that may be"):
+        from_ddpm_checkpoint(path, network, (2,))
+    network = Network("ema_gate", "other")
+    torch.save(under("model.", network.state_dict()) | COUNTERS, path)
+    from_ddpm_checkpoint(path, network, (2,))
+
+
 class Harmful:
     """What a pickle may do to its reader."""
 
@@ -376,11 +417,21 @@ def test_checkpoints_that_do_not_fit_are_refused(tmp_path) -> None:
         (STATE | {"last.bias": torch.zeros(5)}, r"last.bias of shape \(5,\) for \(2,\)"),
         ({"nothing": torch.zeros(2)}, "first.weight missing"),
         ({"model": STATE, "ema": {"shadow_params": SHADOW[:-1]}}, "got 5 shadow_params, expected 6"),
+        (
+            {"model": STATE, "ema": {k: v for k, v in TRAINED.items() if k != "last.bias"}},
+            r"got 'ema\.first\.weight' and 4 more tensors that may be moving averages.* 6 trained .*ema=False .* under 'model\.'",
+        ),
+        (
+            under("model.", STATE) | dict(list(UNDOTTED.items())[:-1]),
+            r"got 'model_ema\.diffusion_modelfirstweight' and 4 more tensors that may be",
+        ),
     ]
     for content, message in cases:
         torch.save(content, path)
         with pytest.raises(ValueError, match=message):
             from_ddpm_checkpoint(path, network, (2,))
+        if "may be" in message:
+            from_ddpm_checkpoint(path, small_network(9), (2,), ema=False)
     path.write_bytes(b"no checkpoint")
     with pytest.raises(ValueError, match="damaged"):
         from_ddpm_checkpoint(path, network, (2,))

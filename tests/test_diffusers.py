@@ -1,5 +1,6 @@
 """Models of diffusers through our solvers: the same samples as through its own schedulers, the same inputs reach the model."""
 
+import copy
 import json
 
 import pytest
@@ -56,8 +57,12 @@ def scheduler_of(name: str, betas: str, **config):
     return getattr(diffusers, name)(**config)
 
 
+def relative(ours, theirs) -> float:
+    return float((ours - theirs).abs().max() / theirs.abs().max())
+
+
 def close(ours, theirs, tolerance=1e-5) -> None:
-    error = float((ours - theirs).abs().max() / theirs.abs().max())
+    error = relative(ours, theirs)
     assert error <= tolerance, f"{error:.2e} relative"
 
 
@@ -106,6 +111,39 @@ def test_euler_in_sigma_equals_theirs(unet, kind, betas) -> None:
     x = noise() * scheduler.init_noise_sigma
     ours = sample(ve, retime(score, process, ve), Euler(), grid_from_diffusers(scheduler, ve), shape=2, initial=x).x
     close(ours, theirs(unet, scheduler, x))
+
+
+@torch.no_grad()
+def euler_in_float64(unet, scheduler, x):
+    """The loop of their EulerDiscreteScheduler in float64, into which it cannot be put itself: x0 + σε → D + (σ'/σ)(x − D)."""
+    x, sigmas, kind = x.double(), scheduler.sigmas.double(), scheduler.config.prediction_type
+    for sigma, end, t in zip(sigmas, sigmas[1:], scheduler.timesteps, strict=False):
+        scale = (1 + sigma**2).rsqrt()
+        answer = unet(scale * x, t).sample
+        data = {"sample": answer, "v_prediction": scale**2 * x - scale * sigma * answer}[kind]
+        x = data + (end / sigma) * (x - data)
+    return x
+
+
+@pytest.mark.parametrize("kind", ["sample", "v_prediction"])
+def test_from_a_scale_of_5e5_their_euler_is_limited_by_its_float32_and_ddim_is_not(unet, kind) -> None:
+    """The first σ of a cosine table is 2e4. Euler, ours and theirs, adds up x = x0 + σε there, a unit in whose last place is 2e-3 (at
+    noise prediction x stays as large). DDIM in the same coordinates is the same step as a mean of x and D, with nothing to cancel."""
+    scheduler = scheduler_of(
+        "EulerDiscreteScheduler", "squaredcos_cap_v2", prediction_type=kind, timestep_spacing="trailing"
+    )
+    scheduler.set_timesteps(STEPS)
+    process, score = from_diffusers(unet, scheduler)
+    ve = Diffusion(process.domain, EDM(process.schedule.sigma_min, 1.01 * process.schedule.sigma_max))
+    times, x = grid_from_diffusers(scheduler, ve), noise() * scheduler.init_noise_sigma
+    fine = copy.deepcopy(unet).double()
+    exact = euler_in_float64(fine, scheduler, x)
+    precise = retime(from_diffusers(fine, scheduler)[1], process, ve)
+    # the same arithmetic: x of 6e4 in float64 has 7e-12, and the label of a level that is found from its σ moves the network
+    close(sample(ve, precise, Euler(), times, shape=2, initial=x.double()).x, exact, 1e-8)
+    ddim = sample(ve, retime(score, process, ve), DDIM(), times, shape=2, initial=x).x
+    close(ddim, exact)
+    assert relative(theirs(unet, scheduler, x), exact) > 1e-4  # or the test of parity above may start there, too
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])

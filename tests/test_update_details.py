@@ -1,5 +1,7 @@
 """Details of one step of training that runs of many steps hide: decay, rate, a bad step in between, what a file must fit."""
 
+import json
+
 import pytest
 import torch
 from safetensors import safe_open
@@ -83,6 +85,13 @@ def test_weights_out_of_reach_decay_as_others_do():
     assert network.spare.item() == pytest.approx(0.95)
 
 
+def started(path):
+    """(metadata, tensors) of the file of a training of two steps."""
+    train(small_score(), DATA, steps=2, checkpoint=path, **QUIET)
+    with safe_open(path, "pt") as file:
+        return file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
 @pytest.mark.parametrize(
     ("prefix", "message"),
     [
@@ -93,9 +102,7 @@ def test_weights_out_of_reach_decay_as_others_do():
 )
 def test_a_file_with_one_tensor_of_another_shape_is_not_resumed_and_touches_nothing(prefix, message, tmp_path):
     path = tmp_path / "run"
-    train(small_score(), DATA, steps=2, checkpoint=path, **QUIET)
-    with safe_open(path, "pt") as file:
-        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    metadata, tensors = started(path)
     wrong = next(name for name, value in tensors.items() if name.startswith(prefix) and value.dim())
     save_file(tensors | {wrong: torch.zeros(3, 5, 7)}, path, metadata)
     score = small_score()
@@ -103,3 +110,46 @@ def test_a_file_with_one_tensor_of_another_shape_is_not_resumed_and_touches_noth
     with pytest.raises(ValueError, match=message):
         train(score, DATA, steps=4, checkpoint=path, resume=True, **QUIET)
     assert torch.equal(weights(score.network), before) and score.ema is None
+
+
+@pytest.mark.parametrize(
+    ("lost", "message"),
+    [
+        (lambda k: k == "training.0.exp_avg", r"1 difference: 0\.exp_avg missing\)"),
+        (lambda k: k == "training.1.exp_avg_sq", r"1 difference: 1\.exp_avg_sq missing\)"),
+        (lambda k: k == "training.2.step", r"1 difference: 2\.step missing\)"),
+        (lambda k: k.startswith("training.3."), r"3 differences: 3\.step missing; 3\.exp_avg missing"),
+        (lambda k: k.startswith("training."), r"48 differences: 0\.step missing; 0\.exp_avg missing; .*…\)"),
+    ],
+    ids=["mean", "square", "counter", "one parameter", "all"],
+)
+def test_a_file_without_some_of_the_optimizers_state_is_not_resumed_and_touches_nothing(lost, message, tmp_path):
+    """Moments that start anew at 0 would be another training, without a word."""
+    path = tmp_path / "run"
+    metadata, tensors = started(path)
+    save_file({k: v for k, v in tensors.items() if not lost(k)}, path, metadata)
+    score = small_score()
+    before = weights(score.network)
+    with pytest.raises(ValueError, match=rf"optimizer state in '.*run' does not fit the network \({message}"):
+        train(score, DATA, steps=4, checkpoint=path, resume=True, **QUIET)
+    assert torch.equal(weights(score.network), before) and score.ema is None
+    save_file(tensors | {"training.x.exp_avg": torch.zeros(2)}, path, metadata)
+    with pytest.raises(ValueError, match=r"x\.exp_avg not in AdamW"):
+        train(score, DATA, steps=4, checkpoint=path, resume=True, **QUIET)
+
+
+def test_a_file_written_before_the_first_step_is_resumed(tmp_path):
+    """A first step that is bad leaves no step to keep: the training goes on from its beginning."""
+    path, score, whole = tmp_path / "run", small_score(), small_score()
+    with pytest.raises(FloatingPointError, match="step 1 got loss nan"):
+        train(score, DATA, objective=Odd(0), steps=3, checkpoint=path, **QUIET)
+    train(score, DATA, objective=Odd(None), steps=3, checkpoint=path, resume=True, **QUIET)
+    train(whole, DATA, objective=Odd(None), steps=3, **QUIET)
+    assert torch.equal(weights(score.network), weights(whole.network))
+    with safe_open(path, "pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    header = json.loads(metadata["header"])
+    header["training"]["step"] = 0  # as a device writes it whose AdamW never ran
+    bare = {k: v for k, v in tensors.items() if not k.startswith("training.")}
+    save_file(bare, path, metadata | {"header": json.dumps(header)})
+    assert train(small_score(), DATA, objective=Odd(None), steps=1, checkpoint=path, resume=True, **QUIET).steps == 1

@@ -28,6 +28,7 @@ from .equivariant import EquivariantConfig, EquivariantMLP
 from .forward import simulate
 from .high_order import HighOrderScoreMatching
 from .implicit import ImplicitScoreMatching, SlicedScoreMatching
+from .importance import ImportanceSampled
 from .levels import Constant, Levels, LogitNormalTime, LogNormal, LogUniform, MinSNR, UniformTime
 from .mlp import MLP, MLPConfig
 from .networks import register_network
@@ -77,6 +78,7 @@ __all__ = [
     "ExplicitScoreMatching",
     "HighOrderScoreMatching",
     "Hybrid",
+    "ImportanceSampled",
     "IDDPMPreconditioning",
     "ImplicitScoreMatching",
     "LatentImageScoreMatching",

@@ -121,17 +121,21 @@ def _header(path: Path, metadata: Mapping[str, str], kind: str) -> dict[str, Any
 
 def check_fit(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
     """Refuse tensors whose names or shapes are not those of the module."""
-    state = module.state_dict()
-    wrong = [f"{k} missing" for k in state if k not in tensors]
-    wrong += [f"{k} not in the network" for k in tensors if k not in state]
-    wrong += [
-        f"{k} of shape {tuple(tensors[k].shape)} for {tuple(v.shape)}"
-        for k, v in state.items()
-        if k in tensors and tensors[k].shape != v.shape
-    ]
-    if wrong:
-        shown = "; ".join(wrong[:4]) + ("; …" if len(wrong) > 4 else "")
+    if wrong := differences(module.state_dict(), tensors, "the network"):
         raise ValueError(
-            f"checkpoint: got {what} that do not fit {type(module).__name__} ({len(wrong)} differences: {shown}); "
-            "build the network with the settings it was trained with"
+            f"checkpoint: got {what} that do not fit {type(module).__name__} ({wrong}); build the network with the settings it was "
+            "trained with"
         )
+
+
+def differences(expected: Mapping[str, Tensor], got: Mapping[str, Tensor], where: str) -> str:
+    """How names and shapes differ, in words; "" if they do not."""
+    wrong = [f"{k} missing" for k in expected if k not in got]
+    wrong += [f"{k} not in {where}" for k in got if k not in expected]
+    wrong += [
+        f"{k} of shape {tuple(got[k].shape)} for {tuple(v.shape)}"
+        for k, v in expected.items()
+        if k in got and got[k].shape != v.shape
+    ]
+    shown = "; ".join(wrong[:4]) + ("; …" if len(wrong) > 4 else "")
+    return f"{len(wrong)} difference{'s' * (len(wrong) > 1)}: {shown}" if wrong else ""

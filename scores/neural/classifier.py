@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ...domains.tensors import batch_shape, check_event, check_shape, is_int, number, per_batch
+from ...domains.tensors import batch_shape, check_shape, is_int, number
 from . import checkpoint
 from .forward import unchecked
 from .layers import NoiseEmbedding
@@ -45,10 +45,8 @@ class NoisyClassifier(Trainable):
 
     def logits(self, x: Tensor, t: float | Tensor, **condition: Any) -> Tensor:
         """``[*batch, classes]`` in x's dtype, at x ``[*batch, *event]``; t a number, ``[*batch]`` or ``[*batch, 1, …, 1]``."""
-        event = self.process.domain.event_shape
-        check_event(x, event)
-        t = per_batch(t, x, len(event), "t")
-        return self.logits_at_level(x / self.process.event_level(t).scale, self.process.schedule.sigma(t), **condition)
+        x, sigma, _ = self.undo_scale(x, t)
+        return self.logits_at_level(x, sigma, **condition)
 
     def logits_at_level(self, x: Tensor, sigma: Tensor, **condition: Any) -> Tensor:
         """The logits at X on the heat flow, where no scale enters; σ broadcasts over the batch."""

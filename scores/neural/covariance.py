@@ -31,7 +31,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...domains import Domain
-from ...domains.tensors import check_event, per_batch
 from ...processes import Diffusion, process_from_config
 from . import checkpoint
 from .levels import Levels
@@ -119,10 +118,8 @@ class CovarianceHead(NeuralScore, ABC):
 
     def forward(self, x: Tensor, t: float | Tensor, **condition: Any) -> Tensor:
         """h at x ``[*batch, *event]``, t a number, ``[*batch]`` or ``[*batch, 1, …, 1]``: x's shape and dtype."""
-        event = self.process.domain.event_shape
-        check_event(x, event)
-        t = per_batch(t, x, len(event), "t")
-        return self.at_level(x / self.process.event_level(t).scale, self.process.schedule.sigma(t), **condition)
+        x, sigma, _ = self.undo_scale(x, t)
+        return self.at_level(x, sigma, **condition)
 
     def loss(
         self,

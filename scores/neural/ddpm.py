@@ -31,7 +31,7 @@ from ...domains.decoders import Bins
 from ...domains.tensors import batch_shape, check_event, expand_right, number, per_batch
 from ...processes import Discrete
 from .forward import normal
-from .levels import stratified
+from .levels import draw_uniforms
 from .objectives import Objective, Terms
 from .score import NeuralScore
 from .vdm import event_mean, prior_divergence, refuse_walls
@@ -90,29 +90,24 @@ class _ByLevel(Objective):
         self, score: NeuralScore, x0: Tensor, generator: torch.Generator | None = None, **condition: Any
     ) -> Levelwise:
         """Every term of the bound as its mean over x0, with noise of its own at each of the N levels: N evaluations of the batch."""
-        batch = self._batch(score, x0)
-        means = []
-        for i in range(1, len(table_of(self, score).alphas_cumprod) + 1):
+        table, event = table_of(self, score), score.process.domain.event_shape
+        check_event(x0, event, "x0")
+        batch, means = batch_shape(x0, event), []
+        for i in range(1, len(table.alphas_cumprod) + 1):
             index = torch.full(batch, i, device=x0.device)
             noise = normal(x0, index, score.process.domain, generator)
             means.append(self.at(score, x0, index, noise, **condition).bound.mean())
-        return Levelwise(last_divergence(table_of(self, score), x0, len(batch)).mean(), torch.stack(means))
+        return Levelwise(last_divergence(table, x0, len(batch)).mean(), torch.stack(means))
 
     def _draw(
         self, score: NeuralScore, x0: Tensor, generator: torch.Generator | None, condition: dict[str, Any]
     ) -> tuple[LevelTerms, Tensor]:
         """The terms at one level per sample, and N L_{i−1} + L_N, whose mean is the bound."""
-        batch, table = self._batch(score, x0), table_of(self, score)
+        table = table_of(self, score)
         count = len(table.alphas_cumprod)
-        index = (stratified(batch, x0, generator).double() * count).long() + 1
+        index = (draw_uniforms(x0, score.process.domain.event_shape, generator).double() * count).long() + 1
         drawn = self.at(score, x0, index, normal(x0, index, score.process.domain, generator), **condition)
-        return drawn, count * drawn.bound + last_divergence(table, x0, len(batch))
-
-    def _batch(self, score: NeuralScore, x0: Tensor) -> torch.Size:
-        table_of(self, score)
-        event = score.process.domain.event_shape
-        check_event(x0, event, "x0")
-        return batch_shape(x0, event)
+        return drawn, count * drawn.bound + last_divergence(table, x0, index.dim())
 
 
 @dataclass(frozen=True)

@@ -151,10 +151,15 @@ def stratified(shape: torch.Size, like: Tensor, generator: torch.Generator | Non
     return ((order.to(like.dtype) + shift) / n).remainder(1).reshape(shape).to(like.device)
 
 
-def draw_levels(levels: Levels, x0: Tensor, event_shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
-    """One σ for each sample of data ``[*batch, *event]``, in strata: ``[*batch]``. Refuses data of another shape."""
+def draw_uniforms(x0: Tensor, event_shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+    """One uniform for each sample of data ``[*batch, *event]``, in strata: ``[*batch]``. Refuses data of another shape."""
     check_event(x0, event_shape, "x0")
-    return levels.quantile(stratified(batch_shape(x0, event_shape), x0, generator))
+    return stratified(batch_shape(x0, event_shape), x0, generator)
+
+
+def draw_levels(levels: Levels, x0: Tensor, event_shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+    """One σ for each sample of data, as :func:`draw_uniforms` draws its probability: ``[*batch]``."""
+    return levels.quantile(draw_uniforms(x0, event_shape, generator))
 
 
 def default_levels(process: Diffusion) -> LogUniform:

@@ -76,6 +76,14 @@ class Objective(ABC):
     ) -> Tensor:
         return self.terms(score, x0, generator, **condition).loss.mean()
 
+    def sums(self) -> list[Tensor]:
+        """What ``terms`` notes of samples in a step, as sums over them: ``train`` adds these up over processes, then calls ``settle``."""
+        return []
+
+    def settle(self) -> None:
+        """Take over what was noted in a step, into buffers: if the step was bad, these become again what they were."""
+        return
+
 
 class ScoreMatching(Objective):
     """What the objectives here have in common: levels, units, weights and the mean over an event."""

@@ -7,6 +7,7 @@ import json
 import os
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ...processes import Schedule
@@ -49,12 +50,13 @@ def resume(
             f"resume: {str(path)!r} belongs to another training: {'; '.join(differences)}; pass the settings it was started "
             "with, or resume=False to start anew"
         )
-    slots = _slots(file, updates.parameters)
     files.check_fit(model.network, file.part("network"), "weights")
     if file.header["ema"]:
         files.check_fit(model.network, file.part("ema"), "averaged weights")
     if isinstance(objective, nn.Module):
         files.check_fit(objective, file.part("objective"), "weights of the objective")
+    slots = _slots(file, updates.parameters, int(state["step"]))
+    if isinstance(objective, nn.Module):
         objective.load_state_dict(file.part("objective"))
     model.restore(file)
     if model.stored is None and "data" in file.header:
@@ -64,19 +66,19 @@ def resume(
     return int(state["step"]), float(state["seconds"])
 
 
-def _slots(file: files.Checkpoint, parameters: list[nn.Parameter]) -> dict[int, dict[str, Tensor]]:
-    """The optimizer's state parameter by parameter."""
-    slots: dict[int, dict[str, Tensor]] = {}
-    for name, value in file.part("training").items():
-        index, _, key = name.partition(".")
-        slots.setdefault(int(index), {})[key] = value
-    if slots.keys() - set(range(len(parameters))) or any(
-        slot["exp_avg"].shape != parameters[i].shape for i, slot in slots.items()
-    ):
+def _slots(file: files.Checkpoint, parameters: list[nn.Parameter], step: int) -> dict[int, dict[str, Tensor]]:
+    """The optimizer's state parameter by parameter, all of it; none if the file was written before the first step."""
+    kept = file.part("training")
+    if not kept and step == 0:
+        return {}
+    like = [{"step": torch.zeros(()), "exp_avg": p, "exp_avg_sq": p} for p in parameters]
+    expected = {f"{i}.{name}": value for i, slot in enumerate(like) for name, value in slot.items()}
+    if wrong := files.differences(expected, kept, "AdamW"):
         raise ValueError(
-            f"resume: the optimizer state in {str(file.path)!r} does not fit the network; resume=False starts anew"
+            f"resume: the optimizer state in {str(file.path)!r} does not fit the network ({wrong}); take an intact copy of the file, or "
+            "resume=False to start anew"
         )
-    return slots
+    return {i: {name: kept[f"{i}.{name}"] for name in slot} for i, slot in enumerate(like)}
 
 
 def _fixed(header: dict[str, Any]) -> dict[str, Any]:

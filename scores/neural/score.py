@@ -48,11 +48,8 @@ class NeuralScore(Trainable):
 
     def forward(self, x: Tensor, t: float | Tensor, **condition: Any) -> Tensor:
         """The score at x ``[*batch, *event]``, t a number, ``[*batch]`` or ``[*batch, 1, …, 1]``: x's shape and dtype."""
-        event = self.process.domain.event_shape
-        check_event(x, event)
-        t = per_batch(t, x, len(event), "t")
-        scale = self.process.event_level(t).scale
-        return self.at_level(x / scale, self.process.schedule.sigma(t), **condition) / scale
+        x, sigma, scale = self.undo_scale(x, t)
+        return self.at_level(x, sigma, **condition) / scale
 
     def at_level(self, x: Tensor, sigma: Tensor, **condition: Any) -> Tensor:
         """The score of the heat flow itself, X at noise level σ, where no scale enters; σ broadcasts over the batch. Where the parts of

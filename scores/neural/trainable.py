@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
+from ...domains.tensors import check_event, per_batch
 from ...processes import Diffusion, process_from_config
 from . import checkpoint
 from .networks import answer, network_from_config, network_to_config
@@ -63,6 +64,16 @@ class Trainable(nn.Module, ABC):
     def check_objective(self, objective: Any) -> None:
         """Refuse an objective for another kind of model; by default none is refused."""
         return
+
+    def undo_scale(self, x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(X = x/s, σ, s) at x ``[*batch, *event]``, in x's dtype, σ as ``answer`` takes it and s in broadcast form; t a number,
+        ``[*batch]`` or ``[*batch, 1, …, 1]``. Refuses x of another shape."""
+        event = self.process.domain.event_shape
+        check_event(x, event)
+        # in float64: of a float32 σ(t), D = x/s + sσ²·score would multiply the rounding by x/sD
+        t = per_batch(t, x, len(event), "t").double()
+        scale = self.process.event_level(t).scale.to(x.dtype)
+        return x / scale, self.process.schedule.sigma(t).to(x.dtype), scale
 
     def answer(self, x: Tensor, sigma: Tensor, condition: dict[str, Any]) -> Answer:
         """The network at X ``[*batch, *event]`` and noise levels that broadcast over the batch, as one batch of B rows.

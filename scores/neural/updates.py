@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ...domains.tensors import number
+from .objectives import Objective
 from .trainable import Trainable
 from .workers import Workers
 
@@ -62,6 +63,7 @@ class Updates:
         workers: Workers,
     ):
         self.model, self.rate, self.decay, self.clip, self.workers = model, rate, decay, clip, workers
+        self.objective = objective if isinstance(objective, Objective) else None
         modules = [model.network, *([objective] if isinstance(objective, nn.Module) else [])]
         # one that both hold is trained once
         found = {id(p): p for module in modules for p in module.parameters() if p.requires_grad}
@@ -88,7 +90,10 @@ class Updates:
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
-        self.workers.add([loss, *gradients])
+        noted = [] if self.objective is None else self.objective.sums()
+        self.workers.add([loss, *gradients, *noted])
+        if self.objective is not None:
+            self.objective.settle()
         norm = torch.nn.utils.get_total_norm(gradients)
         good = loss.isfinite() & norm.isfinite()
         self.bad = torch.maximum(self.bad, (~good).to(self.bad))

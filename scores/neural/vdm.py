@@ -22,10 +22,10 @@ from torch.nn import functional
 
 from ...domains import Euclidean
 from ...domains.decoders import Bins
-from ...domains.tensors import batch_shape, check_event, event_sum, expand_right, is_int
+from ...domains.tensors import batch_shape, event_sum, expand_right, is_int
 from ...processes.learned import Learned
 from .forward import normal
-from .levels import stratified
+from .levels import draw_uniforms
 from .objectives import Objective, Terms
 from .score import NeuralScore
 
@@ -116,9 +116,7 @@ class VDM(Objective, nn.Module):
     ) -> Bound:
         """The parts of the bound, each of which has its mean over times and noise."""
         refuse_walls(self, score)
-        event = score.process.domain.event_shape
-        check_event(x0, event, "x0")
-        u = stratified(batch_shape(x0, event), x0, generator)
+        u = draw_uniforms(x0, score.process.domain.event_shape, generator)
         return self.at(score, x0, u, normal(x0, u, score.process.domain, generator), **condition)
 
     def at(self, score: NeuralScore, x0: Tensor, u: Tensor, noise: Tensor, **condition: Any) -> Bound:

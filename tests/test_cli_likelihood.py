@@ -1,0 +1,126 @@
+"""carom likelihood: the library's numbers, for the rows asked for, and what it says of data that do not fit."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from carom import likelihood_command
+from carom.cli import app
+from carom.domains import Hypercube
+from carom.processes import VE, Diffusion
+from carom.scores.neural import MLP, MLPConfig, NeuralScore, load_data
+from carom.solvers import Exact, Heun, bits_per_dim, elbo, karras
+
+runner = CliRunner()
+
+
+def run(*arguments: object, code: int = 0) -> str:
+    result = runner.invoke(app, ["likelihood", *(str(a) for a in arguments)], env={"COLUMNS": "200"})
+    assert result.exit_code == code, (result.output, result.exception)
+    assert "Traceback" not in result.output
+    return result.output
+
+
+def make(classes: int, continuous: bool = False) -> NeuralScore:
+    torch.manual_seed(0)
+    data = load_data("digits")
+    network = MLP(MLPConfig((1, 8, 8), 16, 1, classes=classes))
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    score = NeuralScore(network, Diffusion(Hypercube((1, 8, 8)), VE(sigma_min=0.05)))
+    if not continuous:
+        score.stored = data.on(score.process.domain).stored
+    return score
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    make(10).save("m.safetensors")
+    return tmp_path
+
+
+SHORT = ("--data", "digits", "--levels", 3, "--draws", 3)
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_it_reports_what_the_library_finds(here: Path, labels: bool) -> None:
+    text = run(
+        "m.safetensors", *SHORT, "--n", 5, "--batch", 5, "--divergence", "exact", "--out", "b.npz", "--seed", 3,
+        "--classes" if labels else "--no-classes",
+    )  # fmt: skip
+    found = np.load("b.npz")
+    score, data = NeuralScore.load("m.safetensors"), load_data("digits")
+    values, label = data.read(torch.as_tensor(found["row"]))
+    condition = {"label": label} if labels else {}
+    times = karras(score.process, 3)
+    options = {"transform": score.stored.transform, "times": times, "seed": 3, "condition": condition}
+    flow = bits_per_dim(score.process, score, values, solver=Heun(), divergence=Exact(), **options)
+    bound = elbo(score.process, score, values, draws=3, **options)
+    np.testing.assert_allclose(found["flow"], flow.each.numpy(), rtol=1e-6)
+    np.testing.assert_allclose(found["bound"], bound.bits_per_dim.numpy(), rtol=1e-6)
+    assert re.search(rf"flow \(ODE\).*{flow.value:.4f}.*{flow.standard_error:.4f}", text)
+    assert re.search(rf"SDE \(ELBO\).*{float(bound.bits_per_dim.mean()):.4f}", text)
+    assert re.search(rf"difference.*{float((bound.bits_per_dim - flow.each).mean()):.4f}", text)
+    assert "5 rows → b.npz" in text and "probes" not in text
+
+
+def test_rows_are_drawn_once_and_by_the_seed(here: Path) -> None:
+    text = run("m.safetensors", *SHORT, "--n", 9, "--batch", 4, "--divergence", "hutchinson:2", "--out", "a.npz")
+    assert "due to its probes" in text
+    run("m.safetensors", *SHORT, "--n", 9, "--batch", 4, "--divergence", "hutchinson:2", "--out", "b.npz")
+    run("m.safetensors", *SHORT, "--n", 9, "--batch", 4, "--seed", 1, "--out", "c.npz")
+    a, b, c = (np.load(f"{name}.npz") for name in "abc")
+    assert len(set(a["row"])) == 9 and (a["flow"] == b["flow"]).all() and (a["row"] != c["row"]).any()
+
+
+def test_more_dequantisations_tighten_the_flow_s_bound(here: Path) -> None:
+    bits = []
+    for count in (1, 16):
+        run("m.safetensors", *SHORT, "--n", 20, "--divergence", "exact", "--dequantise", count, "--out", "a.npz")
+        bits.append(np.load("a.npz")["flow"].mean())
+    assert bits[1] < bits[0]
+
+
+def test_continuous_data_have_densities(here: Path) -> None:
+    make(0, continuous=True).save("c.safetensors")
+    np.save("x.npy", np.random.default_rng(0).random((6, 1, 8, 8)).astype(np.float32))
+    text = run("c.safetensors", "--data", "x.npy", "--levels", 3, "--draws", 2, "--n", 100)
+    assert "6 rows" in text and "density of the values" in text and "dequantised" not in text
+
+
+def test_ctrl_c_reports_the_rows_that_are_done(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, calls = likelihood_command.Rows.measure, []
+
+    def interrupted(self, *arguments):
+        calls.append(0)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(self, *arguments)
+
+    monkeypatch.setattr(likelihood_command.Rows, "measure", interrupted)
+    assert "8 rows" in run("m.safetensors", *SHORT, "--n", 20, "--batch", 4)
+    calls.extend([0, 0])
+    calls[:] = [0, 0]
+    run("m.safetensors", *SHORT, "--n", 20, "--batch", 4, code=130)
+
+
+def test_refusals(here: Path) -> None:
+    assert "--divergence: got 'trace', expected exact or hutchinson:PROBES" in run(
+        "m.safetensors", *SHORT, "--divergence", "trace", code=2
+    )
+    assert "--out: got b.csv, expected a file that ends in .npz" in run("m.safetensors", "--out", "b.csv", code=2)
+    assert "--solver: got 'heum' (did you mean 'heun'?)" in run("m.safetensors", *SHORT, "--solver", "heum", code=2)
+    assert "expected a deterministic rule" in run("m.safetensors", *SHORT, "--solver", "euler-maruyama", code=2)
+    np.save("x.npy", np.zeros((4, 8, 8), dtype=np.float32))
+    assert "--data: got rows of shape (8, 8), expected (1, 8, 8)" in run("m.safetensors", "--data", "x.npy", code=2)
+    np.save("y.npy", np.zeros((4, 1, 8, 8), dtype=np.float32))
+    assert "--data: got continuous values, expected whole numbers 0 … 16" in run(
+        "m.safetensors", "--data", "y.npy", code=2
+    )
