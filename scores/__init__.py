@@ -4,17 +4,27 @@ from .checkpoints import from_ddpm_checkpoint
 from .diffusers import from_diffusers
 from .empirical import EmpiricalScore
 from .energy import EnergyScore
+from .guidance import Classifier, ClassifierFree, Damped, Energy, cfg_plus_plus, exact_energy
 from .mixture import GaussianMixtureScore
 from .outward import Denoiser, to_k_diffusion
 from .predictions import PredictionScore, from_prediction, prediction
 from .research import from_edm, from_k_diffusion, from_score_sde
+from .thresholding import DynamicThreshold, StaticThreshold
 
 __all__ = [
+    "Classifier",
+    "ClassifierFree",
+    "Damped",
     "Denoiser",
+    "DynamicThreshold",
     "EmpiricalScore",
+    "Energy",
     "EnergyScore",
     "GaussianMixtureScore",
     "PredictionScore",
+    "StaticThreshold",
+    "cfg_plus_plus",
+    "exact_energy",
     "from_ddpm_checkpoint",
     "from_diffusers",
     "from_edm",
