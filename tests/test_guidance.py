@@ -38,7 +38,11 @@ from carom.scores.neural import (
     UNetConfig,
     train,
 )
+from carom.solvers import DDIM, AdaptiveODE, EulerMaruyama, Heun, karras, sample
+from carom.validation import problems
+from carom.validation.bounds import GaussianStudy
 
+M1 = problems.mixture()
 CLASSES = [GaussianMixtureScore(M1.process, [1.0], [m], [v]) for m, v in ((-1.0, 0.04), (0.8, 0.09))]
 
 
