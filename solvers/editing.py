@@ -109,16 +109,14 @@ def interpolate(
         raise ValueError(f"b: got shape {tuple(y.shape)}, expected that of a, {tuple(x.shape)}")
     check_event(x, process.domain.event_shape, "a")
     grid = check_times(times)
-    codes = [encode(process, score, solver, grid, v, condition=condition, wall=wall).x for v in (x, y)]
-    way = _arc if isinstance(process.domain, Euclidean) else _chord
-    shares = torch.linspace(0, 1, n, dtype=x.dtype, device=x.device)
-    between = way(*codes, expand_right(shares, x.dim()), len(process.domain.event_shape))
+    first, last = (encode(process, score, solver, grid, v, condition=condition, wall=wall).x for v in (x, y))
+    shares = expand_right(torch.linspace(0, 1, n, dtype=x.dtype, device=x.device), x.dim())
+    if isinstance(process.domain, Euclidean):
+        between = _arc(first, last, shares, len(process.domain.event_shape))
+    else:
+        between = torch.lerp(first, last, shares)
     down = solve(process.flow(score), between, grid, solver, condition=condition, wall=wall)
     return replace(down, x=down.x / process.event_level(grid[-1]).scale.to(down.x))
-
-
-def _chord(a: Tensor, b: Tensor, share: Tensor, ndim: int) -> Tensor:
-    return torch.lerp(a, b, share)
 
 
 def _arc(a: Tensor, b: Tensor, share: Tensor, ndim: int) -> Tensor:
@@ -131,4 +129,4 @@ def _arc(a: Tensor, b: Tensor, share: Tensor, ndim: int) -> Tensor:
     plain = ~(sine > 1e-3)  # also where a code is 0
     safe = torch.where(plain, 1.0, sine)
     arc = ((1 - share) * theta).sin() / safe * a + (share * theta).sin() / safe * b
-    return torch.where(plain, _chord(a, b, share, ndim), arc)
+    return torch.where(plain, torch.lerp(a, b, share), arc)

@@ -28,10 +28,8 @@ from ..domains.tensors import batch_shape, check_event, event_flat, expand_right
 from ..processes import Diffusion, Equation
 from ..processes.equations import Field
 from .checks import as_state, check_process_and_score
-from .forms import Levels
 from .linear import check_process
 from .loop import sample
-from .onestep import forward_variance
 from .solution import Solution
 from .solver import Record, Row, Solver, combine
 
@@ -83,8 +81,9 @@ class Inpaint(Solver):
     def plan(self, equation: Equation, times: Tensor) -> list[Record]:
         check_process(equation, self)
         self._check(equation.process)  # type: ignore[attr-defined]
-        levels = Levels.at(equation.process, times)  # type: ignore[attr-defined]
-        known = list(zip(levels.scale.tolist(), levels.std.tolist(), strict=True))
+        schedule = equation.process.schedule  # type: ignore[attr-defined]
+        scale, std, sigma = (f(times).tolist() for f in (schedule.scale, schedule.std, schedule.sigma))
+        known = list(zip(scale, std, strict=True))
         steps, again = len(times) - 1, self.resamplings - 1
         size = self.jump if again else max(steps, 1)
         plan: list[Record] = []
@@ -94,8 +93,9 @@ class Inpaint(Solver):
             visits = tuple(zip(known[begin:end], inner, strict=True))
             passes: list[list[Any]] = [[(None, (visit,))] for visit in visits]
             if again:
-                fresh = math.sqrt(forward_variance(levels[begin], levels[end]))
-                back = Row.of(float(levels.scale[begin] / levels.scale[end]), fresh)
+                # the variance of x_t given x_s, s_t²(σ_t² − σ_s²), where σ_t may be infinite
+                ratio = sigma[end] / sigma[begin]
+                back = Row.of(scale[begin] / scale[end], std[begin] * math.sqrt((1 - ratio) * (1 + ratio)))
                 passes[-1] += [(back, visits)] * again
             plan += [_record(record.t, record.s, each) for record, each in zip(inner, passes, strict=True)]
         if plan:  # the last denoising step, too, is to see the known part

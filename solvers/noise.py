@@ -70,9 +70,9 @@ class Source(ABC):
     def initial(self, distribution: Distribution) -> Tensor:
         """Draws of the distribution for the whole batch: ``[*batch, *event]``."""
 
-    @abstractmethod
     def given(self, law: Callable[[Tensor], Distribution], x: Tensor) -> Tensor:
         """A draw of law(x), a law of its own for each sample x ``[*batch, *event]``, as ``initial`` draws of one for all."""
+        raise NotImplementedError(f"{type(self).__name__} draws normals only; start from WhiteNoise or SampleNoise")
 
     @abstractmethod
     def paths(self) -> list[Source]:
