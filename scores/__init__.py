@@ -4,17 +4,32 @@ from .checkpoints import from_ddpm_checkpoint
 from .diffusers import from_diffusers
 from .empirical import EmpiricalScore
 from .energy import EnergyScore
+from .inverse import DPS, CovarianceGuidance, InverseGuidance, PiGDM
 from .mixture import GaussianMixtureScore
+from .operators import Blur, Dense, Downsample, Grayscale, LinearOperator, Mask, check_operator
 from .outward import Denoiser, to_k_diffusion
 from .predictions import PredictionScore, from_prediction, prediction
 from .research import from_edm, from_k_diffusion, from_score_sde
+from .translation import Translation
 
 __all__ = [
+    "Blur",
+    "CovarianceGuidance",
+    "DPS",
     "Denoiser",
+    "Dense",
+    "Downsample",
     "EmpiricalScore",
     "EnergyScore",
     "GaussianMixtureScore",
+    "Grayscale",
+    "InverseGuidance",
+    "LinearOperator",
+    "Mask",
+    "PiGDM",
     "PredictionScore",
+    "Translation",
+    "check_operator",
     "from_ddpm_checkpoint",
     "from_diffusers",
     "from_edm",
