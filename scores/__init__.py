@@ -5,26 +5,42 @@ from .diffusers import from_diffusers
 from .empirical import EmpiricalScore
 from .energy import EnergyScore
 from .guidance import Classifier, ClassifierFree, Damped, Energy, cfg_plus_plus, exact_energy
+from .inverse import DPS, CovarianceGuidance, InverseGuidance, PiGDM
 from .mixture import GaussianMixtureScore
+from .operators import Blur, Dense, Downsample, Grayscale, LinearOperator, Mask, check_operator
 from .outward import Denoiser, to_k_diffusion
 from .predictions import PredictionScore, from_prediction, prediction
 from .research import from_edm, from_k_diffusion, from_score_sde
 from .thresholding import DynamicThreshold, StaticThreshold
 
 __all__ = [
+    "Blur",
     "Classifier",
     "ClassifierFree",
+    "CovarianceGuidance",
+    "DPS",
     "Damped",
     "Denoiser",
+    "Dense",
+    "Downsample",
     "DynamicThreshold",
     "EmpiricalScore",
     "Energy",
     "EnergyScore",
     "GaussianMixtureScore",
+    "Grayscale",
+    "InverseGuidance",
+    "LinearOperator",
+    "Mask",
+    "PiGDM",
     "PredictionScore",
     "StaticThreshold",
+    "Translation",
+    "__all__ = [",
     "cfg_plus_plus",
+    "check_operator",
     "exact_energy",
+    "from .translation import Translation",
     "from_ddpm_checkpoint",
     "from_diffusers",
     "from_edm",

@@ -17,6 +17,7 @@ from .bookkeeping import Info
 from .churn import EDMStochastic, Restart, RestartInterval
 from .divergence import Divergence, Exact, Hutchinson
 from .dpm import DPMSolver, DPMSolverPP, dpm_solver_fast
+from .editing import edit, interpolate
 from .encoding import RoundTrip, encode, round_trip
 from .external import TorchDiffEq, TorchSDE
 from .first_passage import FirstPassage, first_passage
@@ -35,6 +36,7 @@ from .grids import (
     uniform_lambda,
 )
 from .half_line import LepingleEulerMaruyama
+from .inpainting import Inpaint, inpaint
 from .langevin import AnnealedLangevin, LangevinCorrector, PredictorCorrector
 from .likelihood import BitsPerDim, Likelihood, bits_per_dim, log_likelihood
 from .linear import LinearSolver, Reading, Stage
@@ -117,9 +119,9 @@ __all__ = [
     "EDMStochastic",
     "ERSDE",
     "EULER",
+    "Elbo",
     "Euler",
     "EulerMaruyama",
-    "Elbo",
     "Exact",
     "ExponentialAdams",
     "FirstPassage",
@@ -128,6 +130,7 @@ __all__ = [
     "Hutchinson",
     "IPNDM",
     "Info",
+    "Inpaint",
     "KUTTA3",
     "LangevinCorrector",
     "LepingleEulerMaruyama",
@@ -179,6 +182,7 @@ __all__ = [
     "combine",
     "discrete",
     "dpm_solver_fast",
+    "edit",
     "elbo",
     "encode",
     "estimate_statistics",
@@ -187,7 +191,9 @@ __all__ = [
     "grid_from_diffusers",
     "iddpm",
     "iddpm_levels",
+    "inpaint",
     "integrate",
+    "interpolate",
     "karras",
     "load_grid",
     "log_likelihood",

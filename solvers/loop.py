@@ -211,12 +211,32 @@ def sample(
     check_solver_type(solver)
     source = recipe(seed, noise).open(template, len(domain.event_shape))
     x = template if initial is not None else source.initial(process.prior(template.dtype, t=float(grid[0])))
+    solution = descend(process, score, solver, grid, x, source, denoise, condition, wall, save, callback, progress)
+    return solution.raise_on_failure() if raise_on_failure else solution
+
+
+def descend(
+    process: Diffusion,
+    score: Field,
+    solver: Solver,
+    grid: Tensor,
+    x: Tensor,
+    source: Source,
+    denoise: bool = True,
+    condition: Mapping[str, Any] | None = None,
+    wall: Wall | None = None,
+    save: Any = None,
+    callback: Callable[[Info], Any] | None = None,
+    progress: bool = False,
+) -> Solution:
+    """What :func:`sample` does from a state at grid[0] on: integrate, and denoise once. Where x is a draw of the open ``source``, noise
+    goes on from there; a source opened anew would tie the first noise to it."""
     equation = solver.accepts[0](process, score)  # type: ignore[call-arg]
     check_problem(equation, x, grid, solver)
     solution = _run(equation, x, grid, solver, source, wall, save, callback, progress, condition)
     if denoise:
         solution = _denoise(process, equation.bound(condition=condition), solution, float(grid[-1]), len(grid) - 1)
-    return solution.raise_on_failure() if raise_on_failure else solution
+    return solution
 
 
 def default_wall(equation: Equation, solver: Solver) -> Wall:

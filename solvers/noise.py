@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -70,6 +70,10 @@ class Source(ABC):
     def initial(self, distribution: Distribution) -> Tensor:
         """Draws of the distribution for the whole batch: ``[*batch, *event]``."""
 
+    def given(self, law: Callable[[Tensor], Distribution], x: Tensor) -> Tensor:
+        """A draw of law(x), a law of its own for each sample x ``[*batch, *event]``, as ``initial`` draws of one for all."""
+        raise NotImplementedError(f"{type(self).__name__} draws normals only; start from WhiteNoise or SampleNoise")
+
     @abstractmethod
     def paths(self) -> list[Source]:
         """A Brownian path for each sample, to be read at times of its own: sources for one row each. Of the same seeds, always the same."""
@@ -105,6 +109,9 @@ class _WhiteSource(Source):
 
     def initial(self, distribution: Distribution) -> Tensor:
         return distribution.sample(self.batch, generator=self.generator).to(self.device, self.dtype)  # type: ignore[call-arg]
+
+    def given(self, law: Callable[[Tensor], Distribution], x: Tensor) -> Tensor:
+        return law(x).sample(generator=self.generator).to(self.device, self.dtype)  # type: ignore[call-arg]
 
 
 class WhiteNoise(Noise):
@@ -142,6 +149,9 @@ class _SampleSource(Source):
         draws = [distribution.sample((), generator=g) for g in self.generators]  # type: ignore[call-arg]
         out = torch.stack(draws) if draws else torch.empty((0, *self.event))
         return out.reshape(self.shape).to(self.device, self.dtype)
+
+    def given(self, law: Callable[[Tensor], Distribution], x: Tensor) -> Tensor:
+        return _row_by_row(law, x, self.event, self.generators)
 
 
 class SampleNoise(Noise):
@@ -196,6 +206,9 @@ class _PathSource(Source):
         out = torch.stack(draws) if draws else torch.empty((0, *self.event))
         return out.reshape(self.shape).to(self.device, self.dtype)
 
+    def given(self, law: Callable[[Tensor], Distribution], x: Tensor) -> Tensor:
+        return _row_by_row(law, x, self.event, [seeded(mix(seed, -1)) for seed in self.seeds])
+
     def _between(self, low: int, high: int, stream: int) -> Tensor:
         """W(high) − W(low), cell by cell of unit length."""
         unit = 1 << _LEVELS
@@ -235,6 +248,14 @@ class _PathSource(Source):
         for row, h in zip(out.unbind(), self._hashes[cell, stream], strict=True):
             row.normal_(generator=generator.manual_seed(_absorb(h, place) >> 1))
         return out.double()
+
+
+def _row_by_row(
+    law: Callable[[Tensor], Distribution], x: Tensor, event: Sequence[int], generators: Sequence[torch.Generator]
+) -> Tensor:
+    rows = zip(x.reshape(len(generators), *event), generators, strict=True)
+    draws = [law(row).sample(generator=generator) for row, generator in rows]  # type: ignore[call-arg]
+    return (torch.stack(draws) if draws else torch.empty_like(x)).reshape(x.shape).to(x)
 
 
 def _paths(seeds: Sequence[int], like: Source) -> list[Source]:
