@@ -76,6 +76,7 @@ class Inpaint(Solver):
         self.solver, self.values, self.mask = solver, as_state(values), _mask(mask)
         self.resamplings, self.jump = resamplings, jump
         self.accepts, self.multistage, self.wall = solver.accepts, solver.multistage, solver.wall
+        self.reads_predictions = solver.reads_predictions
         self.order, self.weak_order = solver.order, solver.weak_order
 
     def plan(self, equation: Equation, times: Tensor) -> list[Record]:
@@ -123,7 +124,7 @@ class Inpaint(Solver):
     def pasted(self, x: Tensor) -> Tensor:
         """x with the values themselves where they are known."""
         values, mask = self.values.to(x), self.mask.to(x.device)
-        if torch.broadcast_shapes(values.shape, mask.shape, x.shape) != x.shape:
+        if _together(values.shape, mask.shape, x.shape) != x.shape:
             raise ValueError(
                 f"values: got shape {tuple(values.shape)} with a mask of shape {tuple(mask.shape)}, expected shapes that "
                 f"broadcast to those of the states {tuple(x.shape)}"
