@@ -46,10 +46,10 @@ def gaussian(schedule: Any = None) -> tuple[Diffusion, GaussianMixtureScore]:
     return process, GaussianMixtureScore(process, [1.0], MEAN[None], COVARIANCE[None])
 
 
-def reached(solver: Solver, n: int, resamplings: int, jump: int = 1) -> tuple[float, float]:
+def reached(solver: Solver, n: int, resamplings: int, jump: int = 1, **stochasticity: float) -> tuple[float, float]:
     """The exact mean and variance that the unknown coordinate has at the end of a grid of n levels."""
     process, score = gaussian()
-    equation: Any = solver.accepts[0](process, score)  # type: ignore[call-arg]
+    equation: Any = solver.accepts[0](process, score, **stochasticity)  # type: ignore[call-arg]
     start = torch.zeros(2, dtype=torch.float64), torch.eye(2, dtype=torch.float64)
     mean, covariance = propagate_moments(
         equation, Inpaint(solver, KNOWN, MASK, resamplings, jump), karras(process, n), *start
@@ -71,6 +71,15 @@ def test_resampling_has_no_bias_left_as_r_and_the_grid_grow() -> None:
     # replacement stays biased on any grid: four times the steps take away less than a fifth of it
     coarse, fine = (abs(reached(Ancestral("forward"), n, 1)[0] - CONDITIONAL[0]) for n in (50, 200))
     assert fine > 0.8 * coarse > 0.2
+
+
+def test_resampling_on_fine_grids_is_more_stochasticity() -> None:
+    """r = 3 steps down and two up against the reverse SDE of stochasticity 5: they differ by the order of a step."""
+    gaps = []
+    for n in (60, 240):
+        resampled, stirred = (reached(EulerMaruyama(), n, 3), reached(EulerMaruyama(), n, 1, stochasticity=5.0))
+        gaps.append(max(abs(a - b) for a, b in zip(resampled, stirred, strict=True)))
+    assert gaps[1] < 0.05 and gaps[1] < 0.4 * gaps[0], gaps
 
 
 def test_longer_jumps_resample_as_well() -> None:
