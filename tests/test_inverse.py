@@ -170,6 +170,8 @@ def test_the_covariance_makes_guidance_exact_on_gaussian_data(schedule: Schedule
         x = 2 * std * torch.randn(20, 3, dtype=torch.float64, generator=generator)
         wanted = exact(x, t)
         torch.testing.assert_close(guided(x, t), wanted, rtol=1e-9, atol=1e-9 * float(wanted.abs().max()))
+        single, size = guided(x.float(), t), float(wanted.abs().max())
+        torch.testing.assert_close(single.double(), wanted, rtol=0, atol=1e-5 * size)  # a hundred roundings of float32
     # times of each sample, as adaptive rules give them
     t = torch.rand(20, 1, dtype=torch.float64, generator=generator) * 0.9 + 0.01
     torch.testing.assert_close(guided(x, t), exact(x, t), rtol=1e-9, atol=1e-9)
