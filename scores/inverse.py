@@ -103,7 +103,7 @@ class InverseGuidance(ABC):
         def read(v: Tensor) -> tuple[Tensor, Tensor]:
             return prediction(self.score, v, t, self.process, **condition)
 
-        data, pull, noise = torch.func.vjp(read, x, has_aux=True)
+        data, pull, noise = torch.func.vjp(read, x, has_aux=True)  # type: ignore[misc]
         reading = _Reading(y - self.operator.forward(data), lambda w: pull(w)[0], at, scale, sigma)
         weights = self._weights(reading)
         return -noise / (scale * sigma) + reading.pull(self.operator.adjoint(weights))

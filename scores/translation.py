@@ -40,8 +40,8 @@ class Translation:
             program. Otherwise a new one at each level, a function of the seed and t.
         process: whose score it is; ``score.process`` unless told.
 
-    A fixed energy of x alone is biased against the law that it means to tilt, and so are these; they are tools of taste. For rules
-    whose samples share their time (not adaptive ones). Raises ``TypeError``/``ValueError`` for shapes that do not fit.
+    Energies that are not those of a diffused tilt do not lead to any law known beforehand: the weights are a matter of taste. For rules
+    whose samples share their time, not adaptive ones. Raises ``TypeError``/``ValueError`` for shapes that do not fit.
 
     Source: Zhao et al. 2022 (EGSDE), eq. 7–11, alg. 1.
     """
@@ -74,7 +74,7 @@ class Translation:
             )
         value, source_t = self.score(x, t, **condition), self.source_at(t).to(x)
         for energy, weight in self._terms:
-            value = value + weight * descent(lambda v, e=energy: self._checked(e(v, t, source_t), v), x)  # type: ignore[misc, arg-type]
+            value = value + weight * descent(lambda v, e=energy: self._checked(e(v, t, source_t), v), x)  # type: ignore[misc]
         return value
 
     def source_at(self, t: float | Tensor) -> Tensor:

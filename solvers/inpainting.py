@@ -6,8 +6,9 @@ Before each step the known coordinates are replaced by draws of what the forward
 
 with the fold of the domain: the known part is exact in law, walls and all. The unknown part hears of it through the score alone and through
 fresh noise, and what it learns early on is blurred: replacement is biased however fine the grid. *Resampling* (RePaint) takes each step
-r times, with the forward process in between to lead back up, so that the unknown part comes to rest at each level before the next:
-for a Gaussian the bias vanishes as r and the grid grow.
+r times, with the forward process in between to lead back up, so that the unknown part comes to rest at each level before the next. On fine
+grids r steps down and r − 1 up are one step down and r − 1 of Langevin dynamics: replacement in the reverse SDE of stochasticity 2r − 1, at
+r times its cost but stable. For a Gaussian the bias vanishes as r and the grid grow (``benchmarks/inverse.py``).
 
 Sources: replacement Song et al. 2021, app. I.2; resampling Lugmayr et al. 2022, alg. 1.
 """
@@ -76,6 +77,7 @@ class Inpaint(Solver):
         self.solver, self.values, self.mask = solver, as_state(values), _mask(mask)
         self.resamplings, self.jump = resamplings, jump
         self.accepts, self.multistage, self.wall = solver.accepts, solver.multistage, solver.wall
+        self.reads_predictions = solver.reads_predictions
         self.order, self.weak_order = solver.order, solver.weak_order
 
     def plan(self, equation: Equation, times: Tensor) -> list[Record]:
@@ -123,7 +125,7 @@ class Inpaint(Solver):
     def pasted(self, x: Tensor) -> Tensor:
         """x with the values themselves where they are known."""
         values, mask = self.values.to(x), self.mask.to(x.device)
-        if torch.broadcast_shapes(values.shape, mask.shape, x.shape) != x.shape:
+        if _together(values.shape, mask.shape, x.shape) != x.shape:
             raise ValueError(
                 f"values: got shape {tuple(values.shape)} with a mask of shape {tuple(mask.shape)}, expected shapes that "
                 f"broadcast to those of the states {tuple(x.shape)}"
