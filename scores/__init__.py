@@ -12,6 +12,7 @@ from .outward import Denoiser, to_k_diffusion
 from .predictions import PredictionScore, from_prediction, prediction
 from .research import from_edm, from_k_diffusion, from_score_sde
 from .thresholding import DynamicThreshold, StaticThreshold
+from .translation import Translation
 
 __all__ = [
     "Blur",
@@ -36,11 +37,9 @@ __all__ = [
     "PredictionScore",
     "StaticThreshold",
     "Translation",
-    "__all__ = [",
     "cfg_plus_plus",
     "check_operator",
     "exact_energy",
-    "from .translation import Translation",
     "from_ddpm_checkpoint",
     "from_diffusers",
     "from_edm",
