@@ -7,8 +7,8 @@ Before each step the known coordinates are replaced by draws of what the forward
 with the fold of the domain: the known part is exact in law, walls and all. The unknown part hears of it through the score alone and through
 fresh noise, and what it learns early on is blurred: replacement is biased however fine the grid. *Resampling* (RePaint) takes each step
 r times, with the forward process in between to lead back up, so that the unknown part comes to rest at each level before the next. On fine
-grids r steps down and r − 1 up are one step down and r − 1 of Langevin dynamics: replacement in the reverse SDE of stochasticity 2r − 1, at
-r times its cost but stable. For a Gaussian the bias vanishes as r and the grid grow (``benchmarks/inverse.py``).
+grids r steps down and r − 1 up are one step down and r − 1 of Langevin dynamics: replacement in the reverse SDE of stochasticity 2r − 1.
+For a Gaussian the bias vanishes as r and the grid grow (``benchmarks/inverse.py``).
 
 Sources: replacement Song et al. 2021, app. I.2; resampling Lugmayr et al. 2022, alg. 1.
 """

@@ -29,6 +29,7 @@ from carom.scores import (
     Translation,
     check_operator,
 )
+from carom.scores.neural import MLP, MLPConfig, NeuralScore
 from carom.scores.operators import conjugate_gradients
 from carom.solvers import AdaptiveODE, Ancestral, EulerMaruyama, Heun, bind, edit, karras, sample, uniform
 from carom.validation import propagate_moments
@@ -169,6 +170,8 @@ def test_the_covariance_makes_guidance_exact_on_gaussian_data(schedule: Schedule
         x = 2 * std * torch.randn(20, 3, dtype=torch.float64, generator=generator)
         wanted = exact(x, t)
         torch.testing.assert_close(guided(x, t), wanted, rtol=1e-9, atol=1e-9 * float(wanted.abs().max()))
+        single, size = guided(x.float(), t), float(wanted.abs().max())
+        torch.testing.assert_close(single.double(), wanted, rtol=0, atol=1e-5 * size)  # a hundred roundings of float32
     # times of each sample, as adaptive rules give them
     t = torch.rand(20, 1, dtype=torch.float64, generator=generator) * 0.9 + 0.01
     torch.testing.assert_close(guided(x, t), exact(x, t), rtol=1e-9, atol=1e-9)
@@ -307,6 +310,31 @@ def test_data_comes_nearer_to_what_was_measured() -> None:
         x = sample(process, guided, Ancestral(), karras(process, 40), shape=20, seed=0).x
         near = (x - atoms[5]).pow(2).mean((-3, -2, -1)) < 1e-2
         assert float(near.double().mean()) > 0.3  # of 12 atoms; without y one in twelve
+
+
+@pytest.mark.parametrize("kind", [DPS, PiGDM, CovarianceGuidance])
+@pytest.mark.parametrize("domain", [Euclidean((4,)), Hypercube((4,))], ids=repr)
+def test_networks_are_guided_while_sampling_and_their_parameters_are_left_alone(
+    kind: type[InverseGuidance], domain: Any
+) -> None:
+    """Under no_grad, as samples are drawn; each sample with its own y and its own seed, and y in another dtype."""
+    process = Diffusion(domain, VE(sigma_max=5.0))
+    score = NeuralScore(MLP(MLPConfig(event_shape=(4,), width=16, depth=1)), process)
+    mask = torch.tensor([True, False, True, False])
+    guided = kind(score, Mask(mask), torch.tensor([[0.2, 0.9], [0.5, 0.1]], dtype=torch.float64), sigma_y=0.1)
+    x = sample(process, guided, EulerMaruyama(), karras(process, 8), shape=2, seed=[1, 2])
+    assert bool(x.ok.all()) and x.x.dtype == torch.float32
+    assert all(p.grad is None for p in score.parameters())
+
+
+def test_guided_scores_are_guided_again() -> None:
+    """Two measurements, one after the other, are both at once where the term is exact: independent noise, the covariance of the inner."""
+    score, law = gaussian(), conditional()
+    first = CovarianceGuidance(score, Dense(MATRIX[:1]), Y[:1], SIGMA_Y)
+    both = CovarianceGuidance(first, Dense(MATRIX[1:]), Y[1:], SIGMA_Y)
+    exact = GaussianMixtureScore(score.process, [1.0], law[0][None], law[1][None])
+    x = torch.randn(6, 3, dtype=torch.float64)
+    torch.testing.assert_close(both(x, 0.4), exact(x, 0.4), rtol=1e-9, atol=1e-9)
 
 
 def test_where_the_residual_vanishes_the_published_term_does() -> None:
