@@ -147,14 +147,15 @@ class InverseGuidance(ABC):
 class DPS(InverseGuidance):
     r"""Diffusion posterior sampling: all of x0's law at D, :math:`-\frac{scale}{2σ_y^2}\nabla\|y - A D(x)\|^2`.
 
-    With ``sigma_y`` that is the term of the paper's derivation (eq. 15) times ``scale``. Without, it is the step that the paper takes
-    (alg. 1 with ζ_i = scale/‖y − A D‖, as its code does: x ← x − scale·∇‖y − A D‖ at each of N steps of the sampler), written as a score:
-    −scale·(N/g(t)²) ∇‖y − A D‖. Euler–Maruyama on N uniform steps then takes just that step; on other grids the same amount is
-    spread over the same times. Ignoring how uncertain x0 is, it is too sure of y at high noise.
+    With ``sigma_y`` that is the term of the paper's derivation (eq. 15) times ``scale``. Without, it is the step that the paper's code
+    takes at each of N steps of the sampler, x ← x − scale·∇‖y − A D‖, written as a score: −scale·(N/g(t)²) ∇‖y − A D‖. (Alg. 1
+    writes ζ_i ∇‖y − A D‖² with ζ_i = ζ'/‖y − A D‖: twice that, since ∇‖r‖² = 2‖r‖∇‖r‖; so scale = 2ζ' there.) Euler–Maruyama on N
+    uniform steps then takes just that step; on other grids the same amount is spread over the same times. Ignoring how uncertain x0
+    is, it is too sure of y at high noise.
 
     Args:
         score, operator, y, process: as for :class:`InverseGuidance`.
-        scale: ≥ 0, the paper's ζ' (0.1 to 1 for its images); 1 where sigma_y is given.
+        scale: ≥ 0, the step of the paper's code (0.1 to 1 for its images); 1 is the derivation's where sigma_y is given.
         sigma_y: > 0, the std of the noise in y, or None for the published normalisation.
         steps: N, at how many steps ``scale`` is quoted.
 
