@@ -1,4 +1,4 @@
-"""The command line: ``carom demo | train | sample | likelihood | solvers``."""
+"""The command line: ``carom demo | train | sample | likelihood | inpaint | solvers``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rich.table import Table
 
 from . import __version__
 from .console import clear_errors, console
+from .inpaint_command import inpaint_command
 from .likelihood_command import likelihood_command
 from .rules import SOLVERS
 from .sample_command import sample_command
@@ -57,6 +58,7 @@ def demo(
 app.command("train")(train_command)
 app.command("sample")(sample_command)
 app.command("likelihood")(likelihood_command)
+app.command("inpaint")(inpaint_command)
 
 
 @app.command()
