@@ -17,9 +17,10 @@ CovarianceGuidance       (A C Aᵀ + σ_y² I)⁻¹ r, C = sσ² ∂D/∂x      
 The last is exact for Gaussian data of any covariance. One reading of the score and its transposed derivatives serve a call: one of those
 for DPS and PiGDM, one for each number in y, or each step of Lanczos' method, for the covariance.
 
-D and ∂D/∂x are those of Tweedie's formula. On a domain with walls D = x + σ²·score is no conditional mean near them (off by 0.7σ
-there) nor sσ² ∂D/∂x a covariance, so that all three are approximations even where data is simple; where walls are far, as measured in σ,
-and as σ falls, they are what they are in the open. Nor does their term vanish along the normal of a wall.
+In R^d D and ∂D/∂x are tied to the score by Tweedie's formula. On a domain with walls D is the score's own ``prediction`` where it offers
+one (then the score is read beside it), else x + σ²·score, which is no conditional mean near walls (off by 0.7σ there); and sσ² ∂D/∂x is
+no covariance either way. So all three are approximations there even where data is simple; where walls are far, as measured in σ, and
+as σ falls, they are what they are in the open. Nor does their term vanish along the normal of a wall.
 
 Sources: DPS Chung et al. 2023, eq. 15–16, alg. 1; ΠGDM Song et al. 2023, eq. 7–8; covariance Boys et al. 2023 (TMPD), Rozet et al. 2024.
 """
@@ -33,6 +34,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..domains import Euclidean
 from ..domains.tensors import (
     as_like,
     batch_shape,
@@ -100,13 +102,16 @@ class InverseGuidance(ABC):
         scale, sigma = level.scale.to(x), level.sigma.to(x)
         y = self._measured(x)
 
-        def read(v: Tensor) -> tuple[Tensor, Tensor]:
-            return prediction(self.score, v, t, self.process, **condition)
+        # between walls a predicted x0 does not tell the score: not even of exact data is (s·x0 − x)/(s²σ²) that
+        twice = hasattr(self.score, "prediction") and not isinstance(self.process.domain, Euclidean)
 
-        data, pull, noise = torch.func.vjp(read, x, has_aux=True)  # type: ignore[misc]
+        def read(v: Tensor) -> tuple[Tensor, Tensor]:
+            data, noise = prediction(self.score, v, t, self.process, **condition)
+            return data, self.score(v, t, **condition) if twice else -noise / (scale * sigma)
+
+        data, pull, value = torch.func.vjp(read, x, has_aux=True)  # type: ignore[misc]
         reading = _Reading(y - self.operator.forward(data), lambda w: pull(w)[0], at, scale, sigma)
-        weights = self._weights(reading)
-        return -noise / (scale * sigma) + reading.pull(self.operator.adjoint(weights))
+        return value + reading.pull(self.operator.adjoint(self._weights(reading)))
 
     @abstractmethod
     def _weights(self, reading: _Reading) -> Tensor:
@@ -234,8 +239,8 @@ class CovarianceGuidance(InverseGuidance):
     term is differentiated. Where y has up to ``dense`` numbers the matrix A C Aᵀ is built, its symmetric part taken and negative
     eigenvalues, which no covariance has, set to 0; above that the same is done on the space of residual, A C Aᵀ residual, … that
     ``iterations`` products reach. There it is what conjugate gradients are, and goes on where those break down: where the matrix is
-    not positive, as near walls. C is applied by transposed derivatives alone: ∂D/∂x is symmetric for a true score, and nearly so for a
-    trained one.
+    not positive, as of trained scores. C is applied by transposed derivatives alone: ∂D/∂x is symmetric for a true score, and nearly
+    so for a trained one.
 
     Args:
         score, operator, y, process: as for :class:`InverseGuidance`.
