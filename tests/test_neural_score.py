@@ -517,5 +517,5 @@ def test_digits_and_their_split():
     assert not torch.equal(split(data, seed=1)[1], held_out)
     with pytest.raises(ValueError, match="held_out: got 1"):
         split(data, held_out=1)
-    with pytest.raises(ValueError, match="data: got 1 rows"):
+    with pytest.raises(ValueError, match="data: got N = 1, expected at least 2 rows"):
         split(data[:1])

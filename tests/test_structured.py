@@ -711,7 +711,8 @@ def test_one_to_five_steps_everywhere(solver: Solver, space: str) -> None:
 
     equation = solver.accepts[0](process, counted)  # type: ignore[call-arg]
     x = SampleNoise(range(3)).open(torch.empty(3, 2, dtype=F64), 1).initial(process.prior(F64))
-    for steps in range(1, 6):
+    # adaptive rules choose their own steps, whatever the grid
+    for steps in (1, 3) if solver.adaptive else range(1, 6):
         times = uniform_lambda(process, steps + 1)
         calls = 0
         run = solve(equation, x, times, solver, noise=SampleNoise([5, 8, 1]) if solver.stochastic else None)
