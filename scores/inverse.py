@@ -15,18 +15,18 @@ CovarianceGuidance       (A C Aᵀ + σ_y² I)⁻¹ r, C = sσ² ∂D/∂x      
 =======================  ==============================================================  ==============================================
 
 The last is exact for Gaussian data of any covariance. One reading of the score and its transposed derivatives serve a call: one of those
-for DPS and PiGDM, one for each number in y, or each step of conjugate gradients, for the covariance.
+for DPS and PiGDM, one for each number in y, or each step of Lanczos' method, for the covariance.
 
-D and ∂D/∂x are those of Tweedie's formula. On a domain with walls D = x + σ²·score is no conditional mean near them (off by 0.7σ
-there) nor sσ² ∂D/∂x a covariance, so that all three are approximations even where data is simple; where walls are far, as measured in σ,
-and as σ falls, they are what they are in the open. Nor does their term vanish along the normal of a wall.
+In R^d D and ∂D/∂x are tied to the score by Tweedie's formula. On a domain with walls D is the score's own ``prediction`` where it offers
+one (then the score is read beside it), else x + σ²·score, which is no conditional mean near walls (off by 0.7σ there); and sσ² ∂D/∂x is
+no covariance either way. So all three are approximations there even where data is simple; where walls are far, as measured in σ, and
+as σ falls, they are what they are in the open. Nor does their term vanish along the normal of a wall.
 
 Sources: DPS Chung et al. 2023, eq. 15–16, alg. 1; ΠGDM Song et al. 2023, eq. 7–8; covariance Boys et al. 2023 (TMPD), Rozet et al. 2024.
 """
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -34,6 +34,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..domains import Euclidean
 from ..domains.tensors import (
     as_like,
     batch_shape,
@@ -46,7 +47,8 @@ from ..domains.tensors import (
     per_batch,
 )
 from ..processes import Diffusion
-from .operators import LinearOperator, check_operator, conjugate_gradients
+from .lanczos import lanczos
+from .operators import LinearOperator, check_operator
 from .predictions import prediction, process_of
 
 
@@ -100,13 +102,16 @@ class InverseGuidance(ABC):
         scale, sigma = level.scale.to(x), level.sigma.to(x)
         y = self._measured(x)
 
-        def read(v: Tensor) -> tuple[Tensor, Tensor]:
-            return prediction(self.score, v, t, self.process, **condition)
+        # between walls a predicted x0 does not tell the score: not even of exact data is (s·x0 − x)/(s²σ²) that
+        twice = hasattr(self.score, "prediction") and not isinstance(self.process.domain, Euclidean)
 
-        data, pull, noise = torch.func.vjp(read, x, has_aux=True)  # type: ignore[misc]
+        def read(v: Tensor) -> tuple[Tensor, Tensor]:
+            data, noise = prediction(self.score, v, t, self.process, **condition)
+            return data, self.score(v, t, **condition) if twice else -noise / (scale * sigma)
+
+        data, pull, value = torch.func.vjp(read, x, has_aux=True)  # type: ignore[misc]
         reading = _Reading(y - self.operator.forward(data), lambda w: pull(w)[0], at, scale, sigma)
-        weights = self._weights(reading)
-        return -noise / (scale * sigma) + reading.pull(self.operator.adjoint(weights))
+        return value + reading.pull(self.operator.adjoint(self._weights(reading)))
 
     @abstractmethod
     def _weights(self, reading: _Reading) -> Tensor:
@@ -147,14 +152,15 @@ class InverseGuidance(ABC):
 class DPS(InverseGuidance):
     r"""Diffusion posterior sampling: all of x0's law at D, :math:`-\frac{scale}{2σ_y^2}\nabla\|y - A D(x)\|^2`.
 
-    With ``sigma_y`` that is the term of the paper's derivation (eq. 15) times ``scale``. Without, it is the step that the paper takes
-    (alg. 1 with ζ_i = scale/‖y − A D‖, as its code does: x ← x − scale·∇‖y − A D‖ at each of N steps of the sampler), written as a score:
-    −scale·(N/g(t)²) ∇‖y − A D‖. Euler–Maruyama on N uniform steps then takes just that step; on other grids the same amount is
-    spread over the same times. Ignoring how uncertain x0 is, it is too sure of y at high noise.
+    With ``sigma_y`` that is the term of the paper's derivation (eq. 15) times ``scale``. Without, it is the step that the paper's code
+    takes at each of N steps of the sampler, x ← x − scale·∇‖y − A D‖, written as a score: −scale·(N/g(t)²) ∇‖y − A D‖. (Alg. 1
+    writes ζ_i ∇‖y − A D‖² with ζ_i = ζ'/‖y − A D‖: twice that, since ∇‖r‖² = 2‖r‖∇‖r‖; so scale = 2ζ' there.) Euler–Maruyama on N
+    uniform steps then takes just that step; on other grids the same amount is spread over the same times. Ignoring how uncertain x0
+    is, it is too sure of y at high noise.
 
     Args:
         score, operator, y, process: as for :class:`InverseGuidance`.
-        scale: ≥ 0, the paper's ζ' (0.1 to 1 for its images); 1 where sigma_y is given.
+        scale: ≥ 0, the step of the paper's code (0.1 to 1 for its images); 1 is the derivation's where sigma_y is given.
         sigma_y: > 0, the std of the noise in y, or None for the published normalisation.
         steps: N, at how many steps ``scale`` is quoted.
 
@@ -229,18 +235,20 @@ class PiGDM(InverseGuidance):
 class CovarianceGuidance(InverseGuidance):
     r"""x0's law about D with its own covariance: :math:`C = \mathrm{Cov}[x_0 | x_t] = sσ^2\,∂D/∂x` (σ² ∂D/∂X in X = x/s).
 
-    Exact for Gaussian data of any mean and covariance and any linear measurement; to second order for others. Where y has up to
-    ``dense`` numbers the matrix A C Aᵀ is built, its symmetric part taken and negative eigenvalues, which no covariance has, set to 0;
-    above that it is solved with by ``iterations`` of conjugate gradients, in which a sample stops early where the matrix is not
-    positive. C is applied by transposed derivatives alone: ∂D/∂x is symmetric for a true score, and nearly so for a trained one.
+    Exact for Gaussian data of any mean and covariance and any linear measurement; to second order for others. C is held fixed where the
+    term is differentiated. Where y has up to ``dense`` numbers the matrix A C Aᵀ is built, its symmetric part taken and negative
+    eigenvalues, which no covariance has, set to 0; above that the same is done on the space of residual, A C Aᵀ residual, … that
+    ``iterations`` products reach. There it is what conjugate gradients are, and goes on where those break down: where the matrix is
+    not positive, as of trained scores. C is applied by transposed derivatives alone: ∂D/∂x is symmetric for a true score, and nearly
+    so for a trained one.
 
     Args:
         score, operator, y, process: as for :class:`InverseGuidance`.
         sigma_y: ≥ 0, the std of the noise in y.
         dense: ≥ 0, the largest size of y for which the matrix is built; its cost is one derivative for each number in y.
-        iterations: ≥ 1, of conjugate gradients, each one derivative.
+        iterations: ≥ 1, of Lanczos' method, each one derivative.
 
-    Sources: Boys et al. 2023 (TMPD); Rozet et al. 2024 (conjugate gradients).
+    Sources: Boys et al. 2023 (TMPD); Rozet et al. 2024 (in place of whose conjugate gradients :mod:`~carom.scores.lanczos` stands).
     """
 
     def __init__(
@@ -263,31 +271,41 @@ class CovarianceGuidance(InverseGuidance):
         self.dense, self.iterations = dense, iterations
 
     def _weights(self, reading: _Reading) -> Tensor:
-        residual, ndim = reading.residual, len(self.operator.shape)
-        if math.prod(self.operator.shape) <= self.dense:
-            return self._dense(reading)
-        noise = self.sigma_y**2
-        return conjugate_gradients(
-            lambda v: self._measured_covariance(reading, v) + noise * v, residual, ndim, self.iterations
-        )
+        shape = tuple(self.operator.shape)
+        residual = event_flat(reading.residual, len(shape))
+        size = residual.shape[-1]
 
-    def _measured_covariance(self, reading: _Reading, v: Tensor) -> Tensor:
-        """A C Aᵀ v."""
-        weight = reading.scale * reading.sigma**2
-        return self.operator.forward(weight * reading.pull(self.operator.adjoint(v)))
+        def covariance(v: Tensor) -> Tensor:
+            """A C Aᵀ v, flat."""
+            weight = reading.scale * reading.sigma**2
+            image = self.operator.forward(
+                weight * reading.pull(self.operator.adjoint(v.reshape(reading.residual.shape)))
+            )
+            return event_flat(image, len(shape))
 
-    def _dense(self, reading: _Reading) -> Tensor:
-        residual, shape = reading.residual, tuple(self.operator.shape)
-        basis = torch.eye(math.prod(shape), dtype=residual.dtype, device=residual.device)
-        columns = [self._measured_covariance(reading, e.reshape(shape).expand_as(residual)) for e in basis]
-        matrix = torch.stack([event_flat(c, len(shape)) for c in columns], -1)
-        # what is not finite would stop the eigenvalues of all; it comes out as NaN, by itself
-        finite = matrix.isfinite().all(-1).all(-1)
-        values, vectors = torch.linalg.eigh(torch.where(finite[..., None, None], 0.5 * (matrix + matrix.mT), basis))
-        values = values.clamp(min=0)
-        weight = values + self.sigma_y**2
-        known = weight > max(4, len(basis)) * torch.finfo(values.dtype).eps * values.amax(-1, keepdim=True)
-        inverse = torch.where(known, 1 / torch.where(known, weight, 1.0), 0.0)
-        inner = event_sum(vectors.mT * event_flat(residual, len(shape)).unsqueeze(-2), 1)
-        out = event_sum(vectors * (inverse * inner).unsqueeze(-2), 1)
-        return torch.where(finite[..., None], out, torch.nan).reshape(residual.shape)
+        if size <= self.dense:
+            basis = torch.eye(size, dtype=residual.dtype, device=residual.device)
+            matrix = torch.stack([covariance(e.expand_as(residual)) for e in basis], -1)
+            return _solved(matrix, self.sigma_y**2, residual).reshape(reading.residual.shape)
+        basis, matrix = lanczos(covariance, residual, self.iterations)
+        # in the basis, the residual is its length along the first of its vectors
+        inner = event_sum(basis * residual.unsqueeze(-2), 1)
+        weights = _solved(matrix, self.sigma_y**2, inner)
+        return event_sum((basis * weights.unsqueeze(-1)).mT, 1).reshape(reading.residual.shape)
+
+
+def _solved(matrix: Tensor, noise: float, right: Tensor) -> Tensor:
+    """(M + noise·I)⁻¹ right, with M the symmetric part of matrices ``[*batch, n, n]`` and its negative eigenvalues taken for 0. NaN where
+    a matrix is not finite, directions of which neither M nor the noise says anything 0."""
+    n = matrix.shape[-1]
+    identity = torch.eye(n, dtype=matrix.dtype, device=matrix.device)
+    # what is not finite would stop the eigenvalues of all; it comes out as NaN, by itself
+    finite = matrix.isfinite().all(-1).all(-1)
+    values, vectors = torch.linalg.eigh(torch.where(finite[..., None, None], 0.5 * (matrix + matrix.mT), identity))
+    values = values.clamp(min=0)
+    weight = values + noise
+    known = weight > max(4, n) * torch.finfo(values.dtype).eps * values.amax(-1, keepdim=True)
+    inverse = torch.where(known, 1 / torch.where(known, weight, 1.0), 0.0)
+    inner = event_sum(vectors.mT * right.unsqueeze(-2), 1)
+    out = event_sum(vectors * (inverse * inner).unsqueeze(-2), 1)
+    return torch.where(finite[..., None], out, torch.nan)

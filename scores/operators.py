@@ -23,7 +23,17 @@ import torch
 from torch import Tensor
 
 from ..domains.constants import OnDevice
-from ..domains.tensors import batch_shape, check_event, check_shape, event_flat, event_sum, expand_right, is_int
+from ..domains.tensors import (
+    batch_shape,
+    check_event,
+    check_shape,
+    event_flat,
+    event_sum,
+    expand_right,
+    is_int,
+    number,
+    values_are_readable,
+)
 
 Variance = float | Tensor
 Array = Sequence | np.ndarray | Tensor
@@ -152,6 +162,15 @@ class Blur(LinearOperator):
         parts = [torch.linalg.svd(matrix) for matrix in matrices]
         self._tables = OnDevice((*matrices, *(u for u, _, _ in parts), torch.outer(parts[0].S ** 2, parts[1].S ** 2)))
 
+    @classmethod
+    def gaussian(cls, event_shape: Sequence[int], std: float, boundary: str = "reflect") -> Blur:
+        """With the weights exp(−k²/(2 std²)), k = −⌈4 std⌉ … ⌈4 std⌉, made to sum to 1; std > 0 in pixels."""
+        std = number(std, "std", low=0.0, open_low=True)
+        radius = math.ceil(4 * std)
+        weights = [math.exp(-0.5 * (k / std) * (k / std)) for k in range(-radius, radius + 1)]
+        total = sum(weights)
+        return cls(event_shape, [w / total for w in weights], boundary)
+
     def forward(self, x: Tensor) -> Tensor:
         check_event(x, self.event_shape)
         rows, columns, *_ = self._on(x)
@@ -234,15 +253,17 @@ def conjugate_gradients(
     """u with apply(u) = y, for a positive semidefinite map of ``[*batch, *shape]``, each sample by itself.
 
     A sample stops where its residual has fallen by ``tolerance`` (√ε·10⁻³ of the dtype unless told), or where the map turns out not to be
-    positive, and keeps what it has; no sample depends on others. ``ndim`` is the number of dimensions of ``shape``.
+    positive, and keeps what it has; no sample depends on others. ``ndim`` is the number of dimensions of ``shape``. Once all have stopped
+    the loop ends early on the CPU; elsewhere, and in compiled code, asking would stall every step, and all iterations run.
     """
+    may_ask = y.device.type == "cpu" and values_are_readable(y)
     if tolerance is None:
         tolerance = 1e-3 * math.sqrt(torch.finfo(y.dtype).eps)
     u, residual, direction = torch.zeros_like(y), y, y
     square = event_sum(y * y, ndim)
     goal, going = tolerance**2 * square, square > 0
     for _ in range(iterations):
-        if not bool(going.any()):
+        if may_ask and not bool(going.any()):
             break
         image = apply(direction)
         bend = event_sum(direction * image, ndim)

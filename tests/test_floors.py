@@ -4,6 +4,7 @@ Read from the sources, so that imports inside functions and under TYPE_CHECKING 
 """
 
 import ast
+import importlib
 import importlib.util
 import subprocess
 import sys
@@ -139,6 +140,15 @@ while above:
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("package", sorted({package_of(path) for path in SOURCES}))
+def test_what_a_package_hands_on_is_there_and_named_once(package: str) -> None:
+    """``from package import *`` fails on a name that is not there."""
+    module = importlib.import_module(package)
+    names = getattr(module, "__all__", ())
+    assert not [name for name in names if not hasattr(module, name)]
+    assert len(names) == len(set(names))
 
 
 def test_torchvision_is_absent() -> None:
