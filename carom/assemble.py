@@ -10,7 +10,7 @@ import torch
 
 from .domains import Domain, Euclidean, RegularSimplex, domain_from_config
 from .domains.registry import from_config
-from .domains.tensors import is_int
+from .domains.tensors import is_int, number
 from .placing import place
 from .processes import EDM, VE, Diffusion, Discrete, Learned, Schedule, schedule_from_config
 from .recipe import DataRecipe, Recipe, TrainingRecipe
@@ -85,18 +85,22 @@ def build_process(domain: Domain, spec: Spec | None) -> Diffusion:
     """The process of a recipe; by default VE on bounded domains and EDM on others."""
     if spec is None:
         return Diffusion(domain, VE() if domain.bounded else EDM())
-    schedule = _ddpm(**spec) if spec["type"] == "ddpm" else schedule_from_config(spec)
+    schedule = (
+        from_config(spec, {"ddpm": _ddpm}, "--schedule") if spec["type"] == "ddpm" else schedule_from_config(spec)
+    )
     try:
         return Diffusion(domain, schedule)
     except ValueError as error:
         raise ValueError(f"--schedule: {error}; on the command line --schedule ve, or --domain euclidean") from None
 
 
-def _ddpm(type: str, steps: int = 1000, beta_min: float = 0.1, beta_max: float = 20.0) -> Schedule:
+def _ddpm(steps: int = 1000, beta_min: float = 0.1, beta_max: float = 20.0) -> Schedule:
     """The linear table of DDPM in so many steps."""
+    number(beta_min, "--schedule ddpm: beta_min", low=0.0, open_low=True)
+    number(beta_max, "--schedule ddpm: beta_max", low=0.0, open_low=True)
     if not is_int(steps, 2) or steps <= beta_max:
         raise ValueError(
-            f"--schedule {type}: got {steps!r} steps, expected a whole number above beta_max = {beta_max:g}, e.g. ddpm:1000"
+            f"--schedule ddpm: got {steps!r} steps, expected a whole number above beta_max = {beta_max:g}, e.g. ddpm:1000"
         )
     return Discrete.ddpm(steps, beta_min, beta_max)
 
@@ -155,7 +159,11 @@ def build_objective(spec: Spec | None, process: Diffusion) -> Objective | None:
             arguments[name] = from_config(_mapping(arguments[name], name), known, f"objective {name}")
     bins = arguments.get("bins")
     if bins is not None:
-        arguments["bins"] = Bins(**bins) if isinstance(bins, Mapping) else Bins(bins)
+        arguments["bins"] = (
+            from_config({"type": "bins"} | dict(bins), {"bins": Bins}, "objective")
+            if isinstance(bins, Mapping)
+            else Bins(bins)
+        )
     if spec["type"] in ("vdm", "bound"):
         _check_bound(spec["type"], process)
     return from_config(arguments, _objectives(process), "objective")

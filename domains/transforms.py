@@ -218,9 +218,8 @@ class AffineValues(DataTransform):
         if not bool(inside.all()):
             whole = "" if self.bins is None else "whole numbers "
             expected = f"expected {whole}in [{float(first.min()):g}, {float(last.max()):g}]"
-            raise ValueError(
-                f"values: got {_outside(values, inside)}; {expected}. Rescale or clip them, or name their range by between"
-            )
+            way = "name their range by between" if self.bins is None else "name the number of their levels by bins"
+            raise ValueError(f"values: got {_outside(values, inside)}; {expected}. Rescale or clip them, or {way}")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from carom.assemble import LABEL_DROPOUT, build, build_objective, train_arguments
+from carom.assemble import LABEL_DROPOUT, build, build_objective, build_process, train_arguments
 from carom.cli import app
 from carom.domains import Ball, Euclidean, Hypercube, RegularSimplex, Simplex, Torus
 from carom.processes import EDM, VE, VP, Diffusion, Discrete
@@ -34,6 +34,7 @@ from carom.short_names import SHORT, full_spec, short_names
 
 runner = CliRunner()
 SMALL = ["--network", "mlp", "--set", "network.width=8", "--set", "network.depth=1"]
+GAUSSIAN = ["--domain", "euclidean", "--schedule", "ddpm"]
 
 
 def run(*arguments: object, code: int = 0) -> str:
@@ -413,6 +414,16 @@ def test_a_file_without_word_of_its_data_still_resumes(here):
             ["--schedule", "ddpm:10", "--domain", "euclidean"],
             "got 10 steps, expected a whole number above beta_max = 20",
         ),
+        (
+            ["--schedule", '{"type": "ddpm", "step": 9}'],
+            "--schedule ddpm: got unknown arguments step, expected a subset of",
+        ),
+        (["--schedule", '{"type": "ddpm", "beta_max": "x"}'], "--schedule ddpm: beta_max: got 'x', expected a number"),
+        (["--schedule", "ddpm:100,-5"], "--schedule ddpm: beta_min: got -5, expected a finite number in (0, inf]"),
+        (
+            [*GAUSSIAN, "--objective", '{"type": "bound", "bins": {"cuont": 4}}'],
+            "objective bins: got unknown arguments cuont, expected a subset of count, high, low",
+        ),
     ],
 )
 def test_refusals_are_one_clear_line_and_leave_nothing(here, arguments, message):
@@ -452,6 +463,13 @@ def test_a_checkpoint_whose_recipe_is_gone_still_says_what_differs(here):
     Path("model.json").rename("kept.json")
     text = run("train", "--config", "kept.json", "--resume", "--steps", 4, "--batch-size", 4, code=2)
     assert "batch_size is 8 there and 4 here" in text and "train anew under another --out" in text
+
+
+def test_a_table_takes_more_steps_than_its_largest_beta():
+    """beta_max/steps is the last β, and lies below 1."""
+    with pytest.raises(ValueError, match="got 20 steps, expected a whole number above beta_max = 20"):
+        build_process(Euclidean((1,)), {"type": "ddpm", "steps": 20})
+    assert len(build_process(Euclidean((1,)), {"type": "ddpm", "steps": 21}).schedule.alphas_cumprod) == 21
 
 
 def test_the_bound_of_ddpm_trains_and_samples(here):

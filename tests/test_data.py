@@ -238,7 +238,8 @@ def test_maps_refuse():
     eight = affine_values(Hypercube((2,)), 256)
     with pytest.raises(
         ValueError,
-        match=r"values: got 2 of 4 values outside, the first 256 at \(0, 1\); expected whole numbers in \[0, 255\]",
+        match=r"values: got 2 of 4 values outside, the first 256 at \(0, 1\); expected whole numbers in \[0, 255\]. "
+        "Rescale or clip them, or name the number of their levels by bins",
     ):
         eight.forward(torch.tensor([[0, 256], [-1, 3]]))
     with pytest.raises(ValueError, match=r"1 of 2 values outside, the first 0.5 at \(1,\); expected whole numbers"):

@@ -10,6 +10,8 @@ from carom.domains import Euclidean
 from carom.processes import Diffusion, Discrete
 from carom.scores.neural import MLP, EDMPreconditioning, MLPConfig, NeuralScore, VariationalBound, train
 from carom.scores.neural.importance import ImportanceSampled
+from carom.scores.neural.updates import Updates
+from carom.scores.neural.workers import Workers
 
 TABLE = Discrete.ddpm(20, beta_max=8.0)
 PROCESS = Diffusion(Euclidean((1,)), TABLE)
@@ -76,6 +78,13 @@ def test_the_memory_is_the_mean_of_the_first_losses_and_then_a_running_one():
     assert objective.probabilities()[0].item() == pytest.approx(0.9 * first / (first + 3) + 0.05, rel=1e-6)
 
 
+def test_as_many_losses_as_it_remembers_are_enough():
+    objective = ImportanceSampled(VariationalBound(), 2, memory=2, floor=0.5)
+    objective._see(torch.tensor([0, 0, 1, 1]), torch.tensor([3.0, 3.0, 1.0, 1.0]))
+    objective.settle()
+    assert objective.probabilities().tolist() == pytest.approx([0.625, 0.375])  # half by size, 3 : 1, half alike
+
+
 @torch.no_grad()
 def test_levels_are_drawn_with_these_probabilities_in_strata():
     score = small_score()
@@ -116,6 +125,24 @@ def test_parts_of_a_batch_add_up_to_the_memory_of_the_whole():
     whole.settle()
     assert same(*parts)
     torch.testing.assert_close(parts[0].squares, whole.squares)
+
+
+def test_a_step_adds_over_processes_before_it_settles():
+    """Of two processes that saw the same losses every level remembers both, once."""
+
+    class Twins(Workers):
+        def add(self, tensors):
+            for tensor in tensors:
+                tensor.mul_(2)
+
+    objective = sampled()
+    updates = Updates(small_score(), objective, lambda _: 1e-3, None, 0.0, None, Twins())
+    updates.begin()
+    loss = objective(updates.model, DATA[:40], generator=seed(0))
+    loss.backward()
+    updates.finish(loss.detach(), 0)
+    assert objective.counts.tolist() == [4] * 20  # 40 samples in strata of 20 levels, twice
+    assert not objective.seen.any()
 
 
 def test_training_remembers_and_resumes_bit_for_bit(tmp_path):
