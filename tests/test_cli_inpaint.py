@@ -1,0 +1,84 @@
+"""carom inpaint: what is known stays, what is hidden is drawn, and what it says of masks and data that do not fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from carom.cli import app
+from carom.domains import Hypercube
+from carom.inpaint_command import hidden_part
+from carom.processes import VE, Diffusion
+from carom.scores.neural import MLP, MLPConfig, NeuralScore, load_data
+
+runner = CliRunner()
+
+
+def run(*arguments: object, code: int = 0) -> str:
+    result = runner.invoke(app, ["inpaint", *(str(a) for a in arguments)], env={"COLUMNS": "200"})
+    assert result.exit_code == code, (result.output, result.exception)
+    assert "Traceback" not in result.output
+    return result.output
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    score = NeuralScore(
+        MLP(MLPConfig((1, 8, 8), 16, 1, classes=10)), Diffusion(Hypercube((1, 8, 8)), VE(sigma_min=0.05))
+    )
+    score.stored = load_data("digits").on(score.process.domain).stored
+    score.save("m.safetensors")
+    return tmp_path
+
+
+SHORT = ("m.safetensors", "--data", "digits", "--levels", 3, "--resamplings", 2, "--n", 3, "--draws", 2)
+
+
+@pytest.mark.parametrize("hide", ["right", "left", "top", "bottom", "middle", "0.4"])
+def test_what_is_known_stays_and_the_rest_is_drawn(here: Path, hide: str) -> None:
+    text = run(*SHORT, "--hide", hide, "--out", "x.npy", "--seed", 2)
+    assert "3 pictures" in text and "6 completions, " in text and "x.npy" in text
+    made = np.load("x.npy")
+    generator = torch.Generator().manual_seed(2)
+    data = load_data("digits")
+    rows = torch.randperm(len(data), generator=generator)[:3]
+    hidden = hidden_part(hide, (1, 8, 8), generator).numpy()
+    assert 0.2 < hidden.mean() < 0.6
+    values = data.read(rows)[0].numpy()
+    assert made.shape == (3, 2, 1, 8, 8) and made.dtype == np.uint8
+    for k in range(2):
+        assert (made[:, k][:, ~hidden] == values[:, ~hidden]).all()
+        assert (made[:, k][:, hidden] != values[:, hidden]).any()
+    assert (made[:, 0] != made[:, 1]).any()
+
+
+def test_a_picture_a_mask_of_one_s_own_and_classes(here: Path) -> None:
+    mask = np.zeros((8, 8), dtype=bool)
+    mask[2:4] = True
+    np.save("mask.npy", mask)
+    run(*SHORT, "--hide", "mask.npy", "--classes", "--solver", "heun", "--out", "a.png")
+    assert Path("a.png").stat().st_size > 500
+    run(*SHORT, "--hide", "mask.npy", "--out", "a.npy")
+    run(*SHORT, "--hide", "mask.npy", "--out", "b.npy")
+    assert (np.load("a.npy") == np.load("b.npy")).all()
+
+
+def test_refusals(here: Path) -> None:
+    assert "--hide: got 'centre', expected one of right, left" in run(*SHORT, "--hide", "centre", code=2)
+    assert "--hide: got '1.5', expected one of" in run(*SHORT, "--hide", "1.5", code=2)
+    np.save("mask.npy", np.zeros((8, 8)))
+    assert "--hide: got torch.float64 of shape (8, 8)" in run(*SHORT, "--hide", "mask.npy", code=2)
+    assert "--out: got x.jpg, expected a file that ends in .png or .npy" in run(*SHORT, "--out", "x.jpg", code=2)
+    assert "expected a rule with fixed steps" in run(*SHORT, "--solver", "adaptive", code=2)
+    np.save("x.npy", np.zeros((4, 1, 4, 4), dtype=np.uint8))
+    assert "--data: got rows of shape (1, 4, 4), expected (1, 8, 8)" in run("m.safetensors", "--data", "x.npy", code=2)
+    np.save("y.npy", np.random.default_rng(0).integers(0, 17, (4, 1, 8, 8)).astype(np.uint8))
+    assert "--classes: got it for a model that hears none, or data without labels" in run(
+        "m.safetensors", "--data", "y.npy", "--classes", code=2
+    )
