@@ -4,6 +4,7 @@ Two class-conditional models of Fashion-MNIST with the same U-Net, data and budg
 as it is, with static and with dynamic thresholding of x̂0. For each weight of classifier-free guidance:
 
 * saturated: the share of pixels within half a grey level of 0 or 255, after the clip to the range that pictures need (the data: ``real``);
+* near: the same within eight grey levels, which the eye takes for black and white;
 * right: the share that a small convolutional network of our own, trained here on real pictures, sorts into the class asked for;
 * outside: the share of pixels beyond the range before the clip.
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from swap_image import Features, images, trained_features
@@ -52,15 +54,28 @@ def model(name: str, path: Path, steps: int) -> NeuralScore:
     return score
 
 
-def measure(x: Tensor, labels: Tensor, low: float, net: Features) -> tuple[float, float, float]:
-    """(saturated, right, outside) of samples in [low, 1]."""
+class Measures(NamedTuple):
+    """Shares of pixels and, for ``right``, of pictures."""
+
+    saturated: float
+    near: float
+    right: float
+    outside: float
+
+    def __str__(self) -> str:
+        outside = f", {self.outside:.1%} outside" if self.outside else ""
+        return f"{self.saturated:.1%} / {self.near:.1%}, {self.right:.0%}{outside}"
+
+
+def measure(x: Tensor, labels: Tensor, low: float, net: Features) -> Measures:
+    """Of samples in [low, 1]."""
     grey = (x - low) / (1 - low)
     outside = float(((grey < 0) | (grey > 1)).double().mean())
     grey = grey.clamp(0, 1)
-    saturated = float(((grey < 0.5 / 255) | (grey > 1 - 0.5 / 255)).double().mean())
+    to_end = 255 * torch.minimum(grey, 1 - grey)
     with torch.no_grad():
         right = float((net.last(net(grey)).argmax(1) == labels).double().mean())
-    return saturated, right, outside
+    return Measures(*(float((to_end < d).double().mean()) for d in (0.5, 8)), right, outside)
 
 
 def main() -> None:
@@ -86,9 +101,7 @@ def main() -> None:
         "VP": model("VP", options.vp, options.steps),
     }
     real = measure(held_out[:5000], held_labels[:5000], 0.0, net)
-    print(
-        f"real: saturated {real[0]:.1%}, right {real[1]:.1%}; {options.samples} samples, Heun's rule on {options.levels} levels"
-    )
+    print(f"saturated / near, right. Real: {real}. {options.samples} samples, Heun's rule on {options.levels} levels")
     wanted = torch.arange(options.samples) % 10
     print("| weight | " + " | ".join(WAYS) + " |\n|---|" + "---|" * len(WAYS))
     rows = []
@@ -113,22 +126,24 @@ def main() -> None:
                     low=0.0 if which == "reflected" else -1.0,
                 )
         rows.append(cells)
-        shown = [f"{s:.1%}, {r:.1%}" + (f", {o:.1%} outside" if o else "") for s, r, o in cells]
-        print(f"| {weight:g} | {' | '.join(shown)} |", flush=True)
+        print(f"| {weight:g} | {' | '.join(map(str, cells))} |", flush=True)
     if options.picture is not None:
         draw(options.weights, rows, real, options.picture)
 
 
-def draw(
-    weights: list[float], rows: list[list[tuple[float, float, float]]], real: tuple[float, float, float], path: Path
-) -> None:
+def draw(weights: list[float], rows: list[list[Measures]], real: Measures, path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
-    for k, (axis, title) in enumerate(zip(axes, ("saturated pixels", "right class (own CNN)"), strict=True)):
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.4), layout="constrained")
+    titles = (
+        "pixels within 1/2 grey level of an end",
+        "pixels within 8 grey levels of an end",
+        "right class (own CNN)",
+    )
+    for k, (axis, title) in enumerate(zip(axes, titles, strict=True)):
         for j, name in enumerate(WAYS):
             axis.plot(weights, [row[j][k] for row in rows], "o-", ms=3, label=name)
         axis.axhline(real[k], color="0.5", ls=":", label="real")
