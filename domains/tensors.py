@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 # An event is summed in stages of at most this many terms: one contiguous stage of this length is reduced by one thread
 # in a fixed order, so a sample's sum does not depend on how many batch mates share the reduction.
@@ -172,3 +174,8 @@ def shown(value: np.ndarray) -> str:
 def clamped(x: Tensor, low: float, high: float) -> Tensor:
     """x between its bounds, with the derivative 1 throughout: the functions that follow go on smoothly across walls."""
     return x + (x.clamp(low, high) - x).detach()
+
+
+def twice_differentiable(needed: bool = True) -> AbstractContextManager:
+    """Where networks are to be read whose derivatives are themselves differentiated: fused kernels of attention have no second one."""
+    return sdpa_kernel(SDPBackend.MATH) if needed else nullcontext()

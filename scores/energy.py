@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..domains.tensors import batch_shape, check_event
+from ..domains.tensors import batch_shape, check_event, twice_differentiable
 from ..processes import Diffusion
 
 
@@ -18,7 +18,17 @@ def descent(energy: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     Works whether or not x requires grad, under ``no_grad`` and ``inference_mode``, and compiled; where grad is enabled, the result can be
     differentiated further, in x and in whatever the energy holds.
     """
-    return -torch.func.grad(lambda v: energy(v).sum())(x)
+
+    def total(v: Tensor) -> Tensor:
+        value = energy(v).sum()
+        if not value.requires_grad:
+            raise ValueError(
+                "energy: got values that PyTorch cannot follow back to x, expected no detach() and no no_grad() on the way"
+            )
+        return value
+
+    with twice_differentiable(torch.is_grad_enabled()):
+        return -torch.func.grad(total)(x)
 
 
 class EnergyScore(nn.Module):

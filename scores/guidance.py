@@ -115,6 +115,9 @@ class ClassifierFree(Transformed):
             raise TypeError(
                 f"guide: got {guide!r} and negative {negative!r}, expected a score, or a negative condition, not both"
             )
+        for name, value in (("condition", condition), ("negative", negative)):
+            if value is not None and not isinstance(value, Mapping):
+                raise TypeError(f"{name}: got {value!r}, expected keywords of the score, e.g. {{'label': …}}")
         self.condition, self.negative, self.guide = dict(condition or {}), negative, guide
         self.interval = None if interval is None else _interval(interval)
         self.rescale, self.joined = number(rescale, "rescale", low=0.0, high=1.0), joined
@@ -194,6 +197,11 @@ class ClassifierFree(Transformed):
     def _both(self, method: str, x: Tensor, t: float | Tensor, condition: Mapping[str, Any]) -> tuple[Any, Any]:
         """What the conditional and the other score say; the second is None where the first is all that is needed."""
         given = {**self.condition, **condition}
+        if not given and self.guide is None and self.negative is None:
+            raise ValueError(
+                f"condition: got none for {self!r}, whose two scores are then the same, expected keywords in sample(…, condition=…) or "
+                "bound here, ClassifierFree(score, weight, condition)"
+            )
         without = given if self.guide is not None else self._negative(given)
         alone = self._alone(x, t)
         if alone == 1.0:

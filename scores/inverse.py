@@ -45,6 +45,7 @@ from ..domains.tensors import (
     is_int,
     number,
     per_batch,
+    twice_differentiable,
 )
 from ..processes import Diffusion
 from .lanczos import lanczos
@@ -109,7 +110,8 @@ class InverseGuidance(ABC):
             data, noise = prediction(self.score, v, t, self.process, **condition)
             return data, self.score(v, t, **condition) if twice else -noise / (scale * sigma)
 
-        data, pull, value = torch.func.vjp(read, x, has_aux=True)  # type: ignore[misc]
+        with twice_differentiable(torch.is_grad_enabled()):
+            data, pull, value = torch.func.vjp(read, x, has_aux=True)  # type: ignore[misc]
         reading = _Reading(y - self.operator.forward(data), lambda w: pull(w)[0], at, scale, sigma)
         return value + reading.pull(self.operator.adjoint(self._weights(reading)))
 
@@ -160,8 +162,9 @@ class DPS(InverseGuidance):
 
     Args:
         score, operator, y, process: as for :class:`InverseGuidance`.
+        sigma_y: > 0, the std of the noise in y, or None for the published normalisation, which is made for many small steps and
+            overshoots on coarse grids: give sigma_y there.
         scale: ≥ 0, the step of the paper's code (0.1 to 1 for its images); 1 is the derivation's where sigma_y is given.
-        sigma_y: > 0, the std of the noise in y, or None for the published normalisation.
         steps: N, at how many steps ``scale`` is quoted.
 
     Source: Chung et al. 2023, eq. 15–16, alg. 1 and app. D.
@@ -172,9 +175,9 @@ class DPS(InverseGuidance):
         score: Any,
         operator: LinearOperator,
         y: Tensor,
-        scale: float = 1.0,
         *,
         sigma_y: float | None = None,
+        scale: float = 1.0,
         steps: int = 1000,
         process: Diffusion | None = None,
     ):

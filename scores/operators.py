@@ -40,7 +40,21 @@ Array = Sequence | np.ndarray | Tensor
 
 
 class LinearOperator(ABC):
-    """A linear map of events; see the module. Facts: ``event_shape`` of x and ``shape`` of y, without the batch."""
+    """A linear map of events. Facts: ``event_shape`` of x and ``shape`` of y, without the batch.
+
+    One of your own needs these two, ``forward`` and ``adjoint``; ``solve`` is done by conjugate gradients unless you know better::
+
+        class LeftHalf(LinearOperator):
+            event_shape, shape = (1, 8, 8), (1, 8, 4)
+
+            def forward(self, x):
+                return x[..., :4]
+
+            def adjoint(self, y):
+                return torch.nn.functional.pad(y, (0, 4))
+
+    ``check_operator(LeftHalf())`` measures whether the adjoint is one; the guidances do so themselves.
+    """
 
     event_shape: tuple[int, ...]
     shape: tuple[int, ...]
@@ -284,7 +298,9 @@ def check_operator(
     """Refuse an operator whose shapes are not those it states, or whose adjoint is none: ⟨Ax, y⟩ ≠ ⟨x, Aᵀy⟩ at random x, y."""
     for name in ("forward", "adjoint", "solve", "event_shape", "shape"):
         if not hasattr(operator, name):
-            raise TypeError(f"operator: got {operator!r} without {name}, expected a LinearOperator such as Mask(mask)")
+            raise TypeError(
+                f"operator: got a {type(operator).__name__} without {name}, expected a LinearOperator such as Mask(mask)"
+            )
     generator = torch.Generator().manual_seed(0)
     event, shape = tuple(operator.event_shape), tuple(operator.shape)
     x, y = (torch.randn(2, *s, dtype=torch.float64, generator=generator).to(device, dtype) for s in (event, shape))

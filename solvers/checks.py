@@ -76,6 +76,20 @@ def check_process_and_score(process: Any, score: Any) -> None:
         )
     if not callable(score):
         raise TypeError(f"score: got {score!r}, expected a callable score (x, t) → ∇ log p_t(x)")
+    own = getattr(score, "process", None)
+    if isinstance(own, Diffusion) and own is not process and _differ(own, process):
+        raise ValueError(
+            f"score: got one of {own!r} for {process!r}, where t stands for other levels; use score.process, or on the same domain "
+            "retime(score, score.process, process)"
+        )
+
+
+def _differ(one: Diffusion, other: Diffusion) -> bool:
+    """Whether two processes are known to be different; those that have no configuration are told apart by nothing."""
+    try:
+        return one.config() != other.config()
+    except NotImplementedError:
+        return False
 
 
 def check_solver_type(solver: object) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..domains.tensors import event_sum, is_int
+from ..domains.tensors import event_sum, is_int, twice_differentiable
 from ..processes.equations import check_field
 from .noise import Source
 
@@ -44,7 +44,7 @@ class Divergence(ABC):
 
         Args: weight: broadcasts against x; then Σ_i weight_i ∂_i score_i is estimated. keep_graph: leave both differentiable.
         """
-        with torch.enable_grad():
+        with torch.enable_grad(), twice_differentiable(keep_graph):
             at = x if keep_graph and x.requires_grad else x.detach().requires_grad_()
             value = check_field(score(at, t, **condition), at)
             total = self._estimates(value, at, directions, torch.ones_like(x) if weight is None else weight, keep_graph)

@@ -406,5 +406,12 @@ def test_refusals() -> None:
         TypeError, match=r"Damped: got .*Euclidean.*expected one schedule on a domain that knows its walls"
     ):
         Damped(M1.score)
+    with pytest.raises(ValueError, match=r"condition: got none for ClassifierFree.*two scores are then the same"):
+        ClassifierFree(conditional, 2.0)(M1.points(0.3, 4), 0.3)
+    with pytest.raises(TypeError, match=r"negative: got 9, expected keywords"):
+        ClassifierFree(conditional, 2.0, negative=9)  # type: ignore[arg-type]
+    for energy in (lambda x, t: x.detach().sum(-1), lambda x, t: torch.zeros(len(x))):
+        with pytest.raises(ValueError, match="energy: got values that PyTorch cannot follow back to x"):
+            Energy(M1.score, energy)(M1.points(0.3, 4), 0.3)
     with pytest.raises(ValueError, match=r"energy: got shape \(3, 1\) for data of shape \(3, 1\), expected \(3,\)"):
         exact_energy(M1.process, torch.zeros(3, 1), lambda x: x)

@@ -202,11 +202,11 @@ def test_terms_are_the_gradients_they_stand_for() -> None:
         moves = h * torch.eye(3, dtype=torch.float64)
         return torch.stack([(distance(x + e, power) - distance(x - e, power)) / (2 * h) for e in moves])
 
-    likelihood = DPS(score, operator, Y, 1.7, sigma_y=SIGMA_Y)(x, t) - score(x, t)
+    likelihood = DPS(score, operator, Y, scale=1.7, sigma_y=SIGMA_Y)(x, t) - score(x, t)
     torch.testing.assert_close(likelihood, -1.7 / (2 * SIGMA_Y**2) * slope(2), rtol=1e-8, atol=1e-8)
     # the published step: at N uniform steps Euler–Maruyama moves by −scale·∇‖y − A D‖
     n = 50
-    published = DPS(score, operator, Y, 0.3, steps=n)
+    published = DPS(score, operator, Y, scale=0.3, steps=n)
     rate = score.process.schedule.diffusion(torch.tensor(t, dtype=torch.float64)) ** 2
     torch.testing.assert_close((published(x, t) - score(x, t)) * rate / n, -0.3 * slope(1), rtol=1e-8, atol=1e-8)
 
@@ -286,8 +286,8 @@ def test_strong_guidance_on_the_cube_is_finite_in_float32(kind: str) -> None:
     score = EmpiricalScore(process, torch.rand(16, 4, generator=torch.Generator().manual_seed(0)))
     operator, y = Dense([[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, -1.0]]), torch.tensor([2.5, 0.3])
     guided: Any = {
-        "published": DPS(score, operator, y, 15.0),
-        "likelihood": DPS(score, operator, y, 15.0, sigma_y=1e-2),
+        "published": DPS(score, operator, y, scale=15.0),
+        "likelihood": DPS(score, operator, y, scale=15.0, sigma_y=1e-2),
         "pseudoinverse": PiGDM(score, operator, y, 0.0, scale=15.0),
         "covariance": CovarianceGuidance(score, operator, y, 1e-4),
         "iterative": CovarianceGuidance(score, operator, y, 1e-4, dense=0),
@@ -353,7 +353,7 @@ def test_where_the_residual_vanishes_the_published_term_does() -> None:
         (lambda s: DPS(s, MATRIX, Y), "(?s)operator: got .* without forward"),
         (lambda s: DPS(None, Dense(MATRIX), Y), "score: got NoneType"),
         (lambda s: DPS(lambda x, t: x, Dense(MATRIX), Y), "pass process="),
-        (lambda s: DPS(s, Dense(MATRIX), Y, -1.0), "scale: got -1"),
+        (lambda s: DPS(s, Dense(MATRIX), Y, scale=-1.0), "scale: got -1"),
         (lambda s: DPS(s, Dense(MATRIX), Y, sigma_y=0.0), "sigma_y: got 0"),
         (lambda s: DPS(s, Dense(MATRIX), Y, steps=0), "steps: got 0"),
         (lambda s: PiGDM(s, Dense(MATRIX), Y, prior_variance=0.0), "prior_variance: got 0"),
@@ -464,4 +464,4 @@ def test_the_published_steps_bring_data_to_the_measurement() -> None:
         x = sample(score.process, guided, EulerMaruyama(), times, shape=100, seed=0, dtype=torch.float64).x
         return float((operator.forward(x) - Y).norm(dim=-1).mean())
 
-    assert distance(DPS(score, operator, Y, 0.05, steps=200)) < 0.2 * distance(score)
+    assert distance(DPS(score, operator, Y, scale=0.05, steps=200)) < 0.2 * distance(score)

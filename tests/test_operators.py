@@ -120,7 +120,7 @@ def test_guidance_of_no_weight_is_the_score(domain: Any) -> None:
     score = EmpiricalScore(process, torch.rand(5, 3, generator=generator, dtype=torch.float64))
     x = torch.rand(7, 3, generator=generator, dtype=torch.float64)
     for t in (0.05, 0.4, 1.0):
-        for guided in (DPS(score, Dense(MATRIX), Y, 0.0), PiGDM(score, Dense(MATRIX), Y, 0.5, scale=0.0)):
+        for guided in (DPS(score, Dense(MATRIX), Y, scale=0.0), PiGDM(score, Dense(MATRIX), Y, 0.5, scale=0.0)):
             torch.testing.assert_close(guided(x, t), score(x, t), rtol=1e-10, atol=1e-10)
 
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ...domains.tensors import twice_differentiable
 from ..energy import descent
 from .networks import answer, network_from_config, network_to_config, parts, register_network
 
@@ -62,7 +62,7 @@ class Conservative(nn.Module):
 
     def energy(self, x: Tensor, c_noise: Tensor, **condition: Any) -> Tensor:
         """E: ``[B]``."""
-        with sdpa_kernel(SDPBackend.MATH):
+        with twice_differentiable():
             (output,) = parts(answer(self.network(x, c_noise, **condition)), x, most=1)
         return -0.5 * (x * output).reshape(len(x), -1).sum(-1)
 

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ...domains.tensors import expand_right
+from ...domains.tensors import expand_right, twice_differentiable
 from ...solvers.divergence import exact_diagonal, sliced_diagonal
 from .forward import unchecked
 from .levels import Levels, largest_level
@@ -52,8 +51,7 @@ class _Implicit(ScoreMatching):
                 lambda: largest_level(self.levels or self.default(score.process)),
             )
         keep = torch.is_grad_enabled()
-        # fused attention cannot be differentiated twice
-        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        with torch.enable_grad(), twice_differentiable():
             x = x.detach().requires_grad_()
             value = score.at_level(x, sigma, **condition)
             flux = value if damped else damp_walls(domain, x, value, level)
