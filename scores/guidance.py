@@ -239,7 +239,9 @@ class ClassifierFree(Transformed):
         one, other = data
         assert one is not None
         mixed = self._mix(one, other, x.double(), t)
-        ratio = _spread(one, self.event_ndim) / _spread(mixed, self.event_ndim).clamp(min=1e-12)
+        wide = _spread(mixed, self.event_ndim)
+        # an event of equal numbers, or of one, has no spread to bring back
+        ratio = torch.where(wide > 0, _spread(one, self.event_ndim) / torch.where(wide > 0, wide, 1.0), 1.0)
         mixed = (1 + self.rescale * (ratio - 1)) * mixed
         return mixed.to(x.dtype), ((x.double() - scale * mixed) / std).to(x.dtype)
 
