@@ -255,6 +255,15 @@ def test_parts_with_clocks_of_their_own_add_up() -> None:
     found = log_likelihood(process, score, x, solver=TIGHT, times=times)
     apart = [log_likelihood(p.process, p.score, p.points(0.05), solver=TIGHT, times=times).log_prob for p in (one, two)]
     torch.testing.assert_close(found.log_prob, apart[0] + apart[1], rtol=0, atol=1e-8)
+    # the closed divergence of the whole does not know the clocks; probes weigh their axes by them: three standard errors of 60
+    score.divergence = lambda x, t: math.nan * x[:, 0]  # type: ignore[attr-defined]
+    grid = karras(one.process, 8)
+    exact, probed = (
+        log_likelihood(process, score, x, solver=Heun(), times=grid, divergence=d, seed=0)
+        for d in (Exact(), Hutchinson(60))
+    )
+    assert bool(((probed.log_prob - exact.log_prob).abs() < 3 * probed.standard_error).all())
+    assert 0 < float(probed.standard_error.max()) < 0.5
 
 
 def test_gradients_reach_x_and_the_score() -> None:
@@ -396,6 +405,63 @@ def test_a_sample_that_stops_leaves_the_others_their_densities(domain: Any) -> N
         for name in ("log_prob", "prior_log_prob", "log_det", "round_trip"):
             torch.testing.assert_close(getattr(found, name)[::2], getattr(alone, name))
         assert all(math.isnan(float(v[1])) for v in (found.log_prob, found.prior_log_prob, found.round_trip))  # type: ignore[index]
+
+
+def test_probes_go_with_their_samples_where_some_have_arrived() -> None:
+    """Adaptive rules drop those from the batch, where the score has ``rows``."""
+    problem = problems.mixture_2d()
+    x = problem.points(0.01, 6)
+    run = lambda rows: (
+        log_likelihood(
+            problem.process, problem.score, x[rows], solver=AdaptiveODE(1e-4, 1e-4), divergence=Hutchinson(3), seed=rows
+        ).log_prob
+    )
+    torch.testing.assert_close(run([1, 4]), run(list(range(6)))[[1, 4]])
+
+
+@pytest.mark.parametrize("schedule", [VP(), VE(sigma_max=20.0)], ids=repr)
+def test_the_prior_is_that_of_the_process_where_the_grid_begins(schedule: Schedule) -> None:
+    """N(0, std(t)²), in proportion to that of t_max, 1 or σ_max."""
+    problem = problems.mixture(schedule)
+    found = log_likelihood(problem.process, problem.score, problem.points(0.1), solver=Heun(), times=[0.4, 0.1])
+    share = schedule.std(torch.tensor(0.4)) / schedule.std(torch.tensor(1.0))
+    law = torch.distributions.Normal(0.0, share.double() * schedule.prior_std)
+    torch.testing.assert_close(found.prior_log_prob, law.log_prob(found.code[:, 0]), rtol=1e-6, atol=1e-6)
+
+
+def test_conditions_are_those_of_each_datum_or_of_all() -> None:
+    """A shift for each, and one for all whose length is not that of the batch, over batches of two dimensions and draws of bits."""
+    problem = problems.cosine(dim=1)
+    times = karras(problem.process, 8, sigma_min=0.1)
+
+    def score(x: Tensor, t: Tensor, own: Tensor, shared: Tensor) -> Tensor:
+        assert own.shape == (len(x),) and shared.shape == (5,)
+        return problem.score(x, t) * own[:, None] * shared.sum()
+
+    own, shared = torch.linspace(0.5, 1.5, 6, dtype=torch.float64).reshape(2, 3), torch.full((5,), 0.2).double()
+    values = torch.arange(6).reshape(2, 3, 1).double()
+    options: dict[str, Any] = {"bins": 8, "solver": Heun(), "times": times, "seed": 0}
+    condition = {"own": own, "shared": shared}
+    found = bits_per_dim(problem.process, score, values, draws=2, condition=condition, **options)
+    flat = bits_per_dim(
+        problem.process,
+        score,
+        values.reshape(6, 1),
+        draws=2,
+        condition={"own": own.flatten(), "shared": shared},
+        **options,
+    )
+    torch.testing.assert_close(found.each.flatten(), flat.each)
+    # and each hears its own
+    plain = bits_per_dim(
+        problem.process,
+        score,
+        values.reshape(6, 1),
+        draws=2,
+        condition={"own": own.flatten() * 0 + 1, "shared": shared},
+        **options,
+    )
+    assert bool(((flat.each - plain.each).abs() > 1e-4).all())
 
 
 def test_batches_of_none_and_of_one_event() -> None:
