@@ -125,23 +125,24 @@ def test_nothing_known_changes_no_moment() -> None:
 
 
 @pytest.mark.parametrize("schedule", [VP(), VE()], ids=repr)
-@pytest.mark.parametrize("solver", [DPMSolverPP(2), DDIM(), Heun()], ids=repr)
-def test_a_jump_is_the_way_down_the_forward_process_up_and_down_again(solver: Solver, schedule: Any) -> None:
-    """Nothing known: the moments of two passes over each pair of steps, each of a history of its own, with q(x_t | x_s) between."""
+@pytest.mark.parametrize("jump", [1, 2])
+@pytest.mark.parametrize("solver", [DPMSolverPP(2), UniPC(2), DDIM(), Heun()], ids=repr)
+def test_a_jump_is_the_way_down_the_forward_process_up_and_down_again(solver: Solver, schedule: Any, jump: int) -> None:
+    """Nothing known: the moments of three passes over each pair of steps, or each step, all of a history of its own, with q(x_t | x_s) between."""
     process, score = gaussian(schedule)
     times = karras(process, 5)
     equation = process.flow(score)
     state = torch.ones(2, dtype=torch.float64), process.schedule.std(times[0]) ** 2 * torch.eye(2, dtype=torch.float64)
-    rule = Inpaint(solver, KNOWN, torch.tensor([False, False]), 3, 2)
+    rule = Inpaint(solver, KNOWN, torch.tensor([False, False]), 3, jump)
     found = propagate_moments(equation, rule, times, *state)
     scale, sigma = process.schedule.scale(times), process.schedule.sigma(times)
-    for i in (0, 2):
+    for i in range(0, 4, jump):
         for k in range(3):
             if k:
-                ratio = scale[i] / scale[i + 2]
-                noise = scale[i] ** 2 * (sigma[i] ** 2 - sigma[i + 2] ** 2)
+                ratio = scale[i] / scale[i + jump]
+                noise = scale[i] ** 2 * (sigma[i] ** 2 - sigma[i + jump] ** 2)
                 state = ratio * state[0], ratio**2 * state[1] + noise * torch.eye(2, dtype=torch.float64)
-            state = propagate_moments(equation, solver, times[i : i + 3], *state)
+            state = propagate_moments(equation, solver, times[i : i + jump + 1], *state)
     torch.testing.assert_close(found, state, rtol=1e-9, atol=1e-9)
 
 
