@@ -542,6 +542,17 @@ def test_flow_matching_starts_where_the_scale_is_0() -> None:
     times = torch.cat([torch.tensor([1.0], dtype=torch.float64), karras(process, 10)])
     run = sample(process, guided, DDIM(), times, shape=4, seed=0)
     assert bool(run.x.isfinite().all())
+    # there all is noise: ε̂ = x; and the first step of CFG++ is the guided one
+    x = torch.tensor([[0.4], [-1.3]], dtype=torch.float64)
+    for score in (
+        guided,
+        StaticThreshold(guided),
+        DynamicThreshold(guided),
+        ClassifierFree(one, 3.0, guide=other, rescale=0.5),
+    ):
+        torch.testing.assert_close(score.prediction(x, 1.0)[1], x)
+    weights = cfg_plus_plus(process, times, 0.6)
+    assert float(weights(times[0])) == pytest.approx(0.6) and bool(weights(times).isfinite().all())
 
 
 def test_refusals() -> None:
@@ -551,6 +562,14 @@ def test_refusals() -> None:
         ClassifierFree(M1.score, "strong")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="interval's high"):
         ClassifierFree(M1.score, 2.0, interval=(2.0, 1.0))
+    with pytest.raises(ValueError, match=r"interval: got \(1, 2, 3\), expected \(low, high\)"):
+        ClassifierFree(M1.score, 2.0, interval=(1, 2, 3))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="times: got a grid that rises"):
+        cfg_plus_plus(M1.process, [0.1, 0.5], 0.5)
+    with pytest.raises(ValueError, match="times"):
+        cfg_plus_plus(M1.process, [0.5, 0.5, 0.1], 0.5)
+    with pytest.raises(ValueError, match=r"weight: got 1\.5"):
+        cfg_plus_plus(M1.process, [0.5, 0.1], 1.5)
     with pytest.raises(ValueError, match="rescale"):
         ClassifierFree(M1.score, 2.0, rescale=1.5)
     with pytest.raises(TypeError, match=r"rescale: got 0.7 on Hypercube"):
