@@ -56,6 +56,11 @@ def test_what_is_known_stays_and_the_rest_is_drawn(here: Path, hide: str) -> Non
         assert (made[:, k][:, ~hidden] == values[:, ~hidden]).all()
         assert (made[:, k][:, hidden] != values[:, hidden]).any()
     assert (made[:, 0] != made[:, 1]).any()
+    # two steps, each twice, and one denoising
+    assert "5 evaluations each" in text
+    if hide == "right":  # a completion is the same whatever comes after it
+        run(*SHORT, "--hide", hide, "--out", "y.npy", "--seed", 2, "--n", 2)
+        assert (np.load("y.npy") == made[:2]).all()
 
 
 def test_a_picture_a_mask_of_one_s_own_and_classes(here: Path) -> None:
