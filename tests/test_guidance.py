@@ -123,6 +123,21 @@ def test_the_exact_energy_leads_to_the_tilted_law() -> None:
         torch.testing.assert_close(guided(at, t), tilted(at, t), rtol=1e-8, atol=1e-9)
 
 
+@pytest.mark.montecarlo
+def test_guided_samples_are_as_near_to_their_laws_as_draws_of_these() -> None:
+    """The largest gap of distribution functions, below 1.63/√n in 99 of 100, for the class and for the tilted law, by SDE and flow."""
+    g1, n = problems.gaussian(), 4000
+    for process, score, mean, variance in (
+        (M1.process, Classifier(M1.score, log_class), 0.8, 0.09),
+        (g1.process, Energy(g1.score, tilt), 1 / 6, 1 / 6),
+    ):
+        law = torch.distributions.Normal(mean, math.sqrt(variance))
+        for solver, times in ((EulerMaruyama(), karras(process, 200)), (Heun(), karras(process, 30))):
+            x = sample(process, score, solver, times, shape=n, seed=1, dtype=torch.float64).x[:, 0].sort().values
+            gap = (law.cdf(x) - (torch.arange(n) + 0.5) / n).abs().max()
+            assert float(gap) < 1.63 / math.sqrt(n), (solver, mean)
+
+
 def law_reached(score: Callable[..., Tensor], stochastic: bool) -> tuple[float, float]:
     """(mean, variance) that a linear score's reverse SDE or flow reaches from N(0, 1) under VP."""
     schedule = VP()
