@@ -32,6 +32,7 @@ from carom.solvers import (
     karras,
     log_likelihood,
 )
+from carom.solvers.likelihood import _standard_error
 from carom.validation import problems
 from carom.validation.problems import Problem
 
@@ -161,6 +162,12 @@ def test_hutchinson_is_within_two_of_its_standard_errors_in_95_of_100_runs(law: 
         problem.process, problem.score, x, solver=Heun(), times=times, divergence=Hutchinson(64, law), seed=[7]
     )
     torch.testing.assert_close(alone.log_prob[0], found.log_prob[7])  # probes belong to the sample
+
+
+def test_the_error_of_few_probes_is_that_of_a_mean_of_them() -> None:
+    estimates = torch.tensor([[1.0, 2.0, 4.0], [0.0, 0.0, 3.0]], dtype=torch.float64)
+    # √(Σ(e − mean)²/(n − 1)/n) with sums of squares 14/3 and 6
+    torch.testing.assert_close(_standard_error(Hutchinson(3), estimates) ** 2, torch.tensor([7 / 9, 1.0]).double())
 
 
 def test_one_probe_tells_no_error() -> None:
