@@ -174,7 +174,7 @@ def _run(
             for number, index in enumerate(chosen.split(size)):
                 parts.append(work.measure(index, divergence, dequantise, draws, seed + number))
                 bar.update(len(index))
-                bar.set_postfix_str(f"flow {torch.cat([part.flow for part in parts]).mean():.4f} bits/dim")
+                bar.set_postfix_str(f"flow {torch.cat([part.flow for part in parts]).nanmean():.4f} bits/dim")
         except KeyboardInterrupt:
             if not parts:
                 return None
@@ -193,7 +193,7 @@ def _divergence(text: str) -> Divergence:
 
 
 def _report(done: Measured, work: Rows) -> None:
-    kept = done.flow.isfinite()
+    kept = done.flow.isfinite() & done.bound.isfinite()
     flow, bound, count = done.flow[kept], done.bound[kept], int(kept.sum())
     flow_note, bound_note = "density of the values", "density of the values: an upper bound"
     if work.bins is not None:
@@ -217,7 +217,7 @@ def _report(done: Measured, work: Rows) -> None:
         )
     if count < len(kept):
         failed = len(kept) - count
-        warn(f"{failed} {plural(failed, 'row')} failed on the way and were left out; try more --levels")
+        warn(f"{failed} {plural(failed, 'row')} failed on the way, left out; try more --levels")
 
 
 def _mean_and_error(x: torch.Tensor) -> tuple[str, str]:

@@ -33,6 +33,7 @@ from ..domains.constants import OnDevice
 from ..domains.tensors import as_like, batch_shape, event_sum, expand_right, number, per_batch, values_are_readable
 from ..processes import Diffusion
 from ..processes.equations import check_field
+from ..solvers.checks import check_times
 from .energy import descent
 from .neural.reflected import can_damp, damp_walls
 from .predictions import process_of
@@ -70,7 +71,9 @@ class Transformed:
     def _level(self, x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(scale, σ, std) at t in float64, in the form in which they meet x."""
         level = self.process.event_level(per_batch(t, x, self.event_ndim, "t").double())
-        return level.scale, level.sigma, level.scale * level.sigma
+        # where s = 0 and σ = ∞ their product is known to the schedule alone
+        std = level.scale * level.sigma if self.process.parts else self.process.schedule.std(level.t)
+        return level.scale, level.sigma, std
 
 
 class ClassifierFree(Transformed):
@@ -247,12 +250,16 @@ class ClassifierFree(Transformed):
         one, other = data
         assert one is not None
         mixed = self._mix(one, other, x.double(), t)
-        ratio = _spread(one, self.event_ndim) / _spread(mixed, self.event_ndim).clamp(min=1e-12)
+        wide = _spread(mixed, self.event_ndim)
+        # an event of equal numbers, or of one, has no spread to bring back
+        ratio = torch.where(wide > 0, _spread(one, self.event_ndim) / torch.where(wide > 0, wide, 1.0), 1.0)
         mixed = (1 + self.rescale * (ratio - 1)) * mixed
         return mixed.to(x.dtype), ((x.double() - scale * mixed) / std).to(x.dtype)
 
 
 def _interval(interval: Sequence[float]) -> tuple[float, float]:
+    if len(interval) != 2:
+        raise ValueError(f"interval: got {interval!r}, expected (low, high) in σ")
     low, high = interval
     low = number(low, "interval's low", low=0.0)
     return low, number(high, "interval's high", low=low, open_low=True)
@@ -288,10 +295,15 @@ def cfg_plus_plus(
 
     Returns w(t), for ``ClassifierFree(weight=…)``; the time of a level that is not on the grid takes that of the nearest one.
     """
-    grid = torch.as_tensor(times, dtype=torch.float64)
-    number(weight, "weight", low=0.0, high=1.0)
+    grid = check_times(times)
+    if len(grid) > 1 and grid[0] < grid[-1]:
+        raise ValueError(
+            f"times: got a grid that rises from {float(grid[0]):g}, expected the decreasing one of the run"
+        )
+    weight = number(weight, "weight", low=0.0, high=1.0)
     sigma = process.level(grid).sigma
-    weights = torch.cat([weight * sigma[:-1] / (sigma[:-1] - sigma[1:]), torch.tensor([weight], dtype=torch.float64)])
+    # as a ratio, for σ may begin at infinity
+    weights = torch.cat([weight / (1 - sigma[1:] / sigma[:-1]), torch.tensor([weight], dtype=torch.float64)])
     table = OnDevice((grid, weights))
 
     def at(t: Tensor) -> Tensor:

@@ -63,6 +63,8 @@ class Translation:
         self.score, self.process = score, process_of(score, process)
         self.process.domain.check(source, "source")
         self.source, self.seed, self.shared_noise = source, seed, shared_noise
+        if len(weights) != 2:
+            raise ValueError(f"weights: got {weights!r}, expected (λ_r, λ_f)")
         terms = zip(("realism", "faithful"), (realism, faithful), weights, strict=True)
         self._terms = [(e, number(w, f"weight of {name}", low=0.0)) for name, e, w in terms if e is not None]
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..domains.tensors import event_sum, is_int, twice_differentiable
+from ..domains.tensors import event_flat, event_sum, is_int, twice_differentiable
 from ..processes.equations import check_field
 from .noise import Source
 
@@ -122,8 +122,7 @@ class Hutchinson(Divergence):
 
 def exact_diagonal(value: Tensor, x: Tensor, event_ndim: int, create_graph: bool) -> Tensor:
     """∂_i value_i: ``[*batch, *event]``, whose sum over the event is the divergence. One backward pass per axis of the event."""
-    batch = x.shape[: x.dim() - event_ndim]
-    flat = value.reshape(*batch, -1)
+    flat = event_flat(value, event_ndim)
     columns = [slope(flat[..., i].sum(), x, create_graph).reshape(flat.shape)[..., i] for i in range(flat.shape[-1])]
     return torch.stack(columns, -1).reshape(x.shape)
 

@@ -120,6 +120,8 @@ class Inpaint(Solver):
                 x = self._replaced(equation.domain, settled(), level, next(draws))
                 own = tuple(next(draws) for _ in range(inner.draws))
                 y, state = self.solver.step(equation, x, inner, state, own)
+        if len(passes) > 1:  # the end of a jump: the next steps are a plan of their own, that begins without history
+            state = ()
         return (y if last is None else self._replaced(equation.domain, settled(), last, next(draws))), state
 
     def pasted(self, x: Tensor) -> Tensor:

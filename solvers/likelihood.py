@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ..domains import Domain, Euclidean
-from ..domains.tensors import batch_shape, is_int
+from ..domains.tensors import batch_shape, expand_right, is_int
 from ..domains.transforms import DataTransform
 from ..processes import Diffusion, ProbabilityFlow, Wall
 from ..processes.equations import Field
@@ -37,7 +37,7 @@ from .loop import Seed, recipe, solve
 from .per_sample import rms
 from .solution import Status
 from .solver import Solver
-from .stored_values import check_bins, stored_points
+from .stored_values import check_bins, check_one_seed, stored_points
 from .walls import Cover, Reflect
 
 
@@ -56,7 +56,7 @@ class Likelihood:
             samples that did not reach times[0]; ``status`` says why.
         standard_error: of ``log_prob``, from the probes; 0 where the divergence is exact, NaN of a single probe.
         code: where the flow ends, states ``[*batch, *event]`` at times[0].
-        prior_log_prob: log π(code).
+        prior_log_prob: log π(code), NaN where log_prob is.
         log_det: log |det ∂(code)/∂(values)|, so that log_prob = prior_log_prob + log_det.
         pushed: length of the way that walls pushed states back; 0 for a flow that keeps inside, None on domains without walls and under
             ``Cover``.
@@ -153,18 +153,19 @@ def log_likelihood(
         flow, up = joint.process.flow(joint), grid.flip(0)
         run = solve(flow, joint.join(flat), up, solver, wall=wall, condition=given, progress=progress)
         code, grown = joint.split(run.x)
-        log_prior = _log_prob(law, code)
+        # what stopped on the way has no density: it must not enter a mean unseen, nor keep the others from theirs
+        ok = expand_right(run.ok, len(event))
+        reached = torch.where(ok, code, flat)
+        log_prior = torch.where(run.ok, _log_prob(law, reached), math.nan)
         log_det = grown.double().mean(-1) + joint.linear
         error = _standard_error(divergence, grown.detach().double())
         back = None
         if round_trip:
-            back = solve(process.flow(score), code, grid, solver, wall=wall, condition=given).x
+            back = solve(process.flow(score), reached, grid, solver, wall=wall, condition=given).x
+            back = torch.where(ok, back, math.nan)
     total = log_det.reshape(batch) + log_volume
-    log_prob = log_prior.reshape(batch) + total
-    ok = run.status.reshape(batch) == Status.OK
     return Likelihood(
-        # what stopped on the way has no density, and must not enter a mean unseen
-        log_prob=torch.where(ok, log_prob, math.nan),
+        log_prob=log_prior.reshape(batch) + total,
         standard_error=error.reshape(batch),
         code=code.reshape(points.shape),
         prior_log_prob=log_prior.reshape(batch),
@@ -228,7 +229,9 @@ def _standard_error(divergence: Divergence, estimates: Tensor) -> Tensor:
     """Of the mean of estimates ``[B, size]``."""
     if divergence.size == 1:
         return torch.full_like(estimates[:, 0], 0.0 if isinstance(divergence, Exact) else math.nan)
-    return estimates.std(-1) / math.sqrt(divergence.size)
+    apart = estimates - estimates.mean(-1, keepdim=True)
+    # not std(), which warns of an empty batch
+    return (apart.square().sum(-1) / (divergence.size * (divergence.size - 1))).sqrt()
 
 
 def _default_grid(process: Diffusion, solver: Solver) -> Tensor:
@@ -290,6 +293,7 @@ def bits_per_dim(
         )
     if not is_int(draws, 1):
         raise ValueError(f"draws: got {draws!r}, expected a whole number of at least 1")
+    check_one_seed(seed)
     values = as_state(values)
     batch = batch_shape(values, process.domain.event_shape)
     repeated = values.expand(draws, *values.shape)

@@ -161,11 +161,11 @@ class SampleNoise(Noise):
     """
 
     def __init__(self, seeds: Sequence[int]):
-        self.seeds = _seeds(seeds)
+        self.seeds = checked_seeds(seeds)
 
     def open(self, x: Tensor, event_ndim: int | None = None) -> Source:
         batch_ndim = self._batch_ndim(x, event_ndim)
-        _check_count(self.seeds, x, batch_ndim)
+        check_count(self.seeds, x, batch_ndim)
         return _SampleSource(x, batch_ndim, self.seeds)
 
 
@@ -272,15 +272,15 @@ class BrownianPath(Noise):
     """
 
     def __init__(self, seeds: Sequence[int]):
-        self.seeds = _seeds(seeds)
+        self.seeds = checked_seeds(seeds)
 
     def open(self, x: Tensor, event_ndim: int | None = None) -> Source:
         batch_ndim = self._batch_ndim(x, event_ndim)
-        _check_count(self.seeds, x, batch_ndim)
+        check_count(self.seeds, x, batch_ndim)
         return _PathSource(x, batch_ndim, self.seeds)
 
 
-def _seeds(seeds: Sequence[int]) -> list[int]:
+def checked_seeds(seeds: Sequence[int]) -> list[int]:
     if isinstance(seeds, int):
         raise TypeError(
             f"seeds: got the number {seeds}, expected one int per sample, e.g. range(16); WhiteNoise takes one seed"
@@ -288,7 +288,7 @@ def _seeds(seeds: Sequence[int]) -> list[int]:
     return [int(seed) for seed in seeds]
 
 
-def _check_count(seeds: list[int], x: Tensor, batch_ndim: int) -> None:
+def check_count(seeds: list[int], x: Tensor, batch_ndim: int) -> None:
     expected = math.prod(x.shape[:batch_ndim])
     if len(seeds) != expected:
         raise ValueError(

@@ -13,7 +13,7 @@ from ..domains import Domain, Euclidean, Hypercube
 from ..domains.tensors import batch_shape, check_event, event_sum
 from ..domains.transforms import DataTransform, affine_values
 from ..processes import Diffusion
-from .noise import mix, seeded
+from .noise import check_count, checked_seeds, mix, seeded
 
 
 def check_bins(process: Diffusion, transform: DataTransform | None, bins: int | None) -> DataTransform | None:
@@ -28,6 +28,11 @@ def check_bins(process: Diffusion, transform: DataTransform | None, bins: int | 
             "was trained with"
         )
     return transform
+
+
+def check_one_seed(seed: Any) -> None:
+    if seed is not None and (not isinstance(seed, Integral) or isinstance(seed, bool)):
+        raise TypeError(f"seed: got {seed!r}, expected one int for all draws, or None")
 
 
 def stored_points(
@@ -59,9 +64,11 @@ def _dequantised(transform: Any, points: Tensor, seed: Any, batch_ndim: int) -> 
     if seed is None or isinstance(seed, Integral):
         generator = None if seed is None else seeded(mix(int(seed), -2), points.device)
         return transform.dequantise(points, generator)
+    seeds = checked_seeds(seed)
+    check_count(seeds, points, batch_ndim)
     rows = points.flatten(0, batch_ndim - 1) if batch_ndim else points[None]
-    drawn = [transform.dequantise(x, seeded(mix(s, -2), points.device)) for x, s in zip(rows, seed, strict=True)]
-    return torch.stack(drawn).reshape(points.shape)
+    drawn = [transform.dequantise(x, seeded(mix(s, -2), points.device)) for x, s in zip(rows, seeds, strict=True)]
+    return torch.stack(drawn).reshape(points.shape) if drawn else points
 
 
 def log_chances(domain: Domain, transform: DataTransform, x: Tensor, sigma: float) -> Tensor:

@@ -40,7 +40,7 @@ from .grids import karras
 from .likelihood import Law, check_prior, flat_condition
 from .loop import recipe
 from .noise import global_seed, seeded
-from .stored_values import check_bins, log_chances, stored_points
+from .stored_values import check_bins, check_one_seed, log_chances, stored_points
 
 FORMS = ("dsm", "fisher", "ddpm", "vdm")
 
@@ -116,7 +116,7 @@ def elbo(
     Raises ``TypeError``/``ValueError`` for arguments that do not fit.
     """
     check_process_and_score(process, score)
-    _check(process, form, draws, variance, prior)
+    _check(process, form, draws, variance, seed, prior)
     grid = check_times(_default_grid(process, form) if times is None else times)
     check_generation(process, grid)
     transform = check_bins(process, transform, bins)
@@ -141,7 +141,7 @@ def elbo(
     return Elbo(
         log_prob=-totals.mean(0).reshape(batch),
         standard_error=_standard_error(totals, in_strata=form in ("dsm", "fisher")).reshape(batch),
-        terms={name: value.reshape(*value.shape[:-1], *batch) for name, value in terms.items()},
+        terms={name: value.reshape(value.shape[:-1] + batch) for name, value in terms.items()},
         dim=math.prod(event),
     )
 
@@ -199,6 +199,7 @@ class ContinuousBound:
     def __init__(self, process: Diffusion, score: LevelScore, data: _Data, ends: Tensor, law: Law, own_prior: bool):
         self.process, self.score, self.data, self.law = process, score, data, law
         self.own_prior, self._gaussian = own_prior, isinstance(process.domain, Euclidean)
+        self.dim = math.prod(process.domain.event_shape)
         low, high = (float(v) for v in process.schedule.sigma(ends))
         self.end, self.last = high, float(process.schedule.scale(ends[1]))
         # τ² = σ² − start² is the variance of X given the data; ln(τ + offset) is uniform
@@ -252,14 +253,14 @@ class ContinuousBound:
         """c·(|target|² − d/τ²), whose mean is 0. At large σ, where s is near its target, c = 1 takes away nearly all noise, at small σ
         c = 0 adds none; between them c = τ²/(τ² + v) with v = |X|²/d, that of each datum."""
         x0, variance = self.data.x, sigma**2 - self.data.start**2
-        dim, ndim = x0[0].numel(), x0.dim() - 1
+        dim, ndim = self.dim, x0.dim() - 1
         square = event_sum(target.double() ** 2, ndim)
         spread = event_sum(x0.double() ** 2, ndim) / dim + self.data.start**2
         return (square * variance - dim) / (variance + spread)
 
     def prior(self, last: HeatKernel, generator: torch.Generator | None) -> Tensor:
         """E[−log π_X] ``[B]``: in closed form for the process's own law, else of one draw."""
-        dim, x0, domain = self.data.x[0].numel(), self.data.x, self.process.domain
+        dim, x0, domain = self.dim, self.data.x, self.process.domain
         if self.own_prior and domain.bounded:
             return torch.full(
                 (len(x0),), float(self.process.domain.uniform().entropy()), dtype=torch.float64, device=x0.device
@@ -290,6 +291,7 @@ class ChainBound:
         variance: str | None,
     ):
         self.score, self.x0, self.variance, self.transform = score, x0, variance, transform
+        self.dim = math.prod(process.domain.event_shape)
         level = process.level(grid.flip(0))
         self.sigma, self.std, self.last = level.sigma, level.scale * level.sigma, float(level.scale[-1])
         self.prior_std = float(process.prior(torch.float64, t=float(grid[0])).sigma)  # type: ignore[attr-defined]
@@ -319,7 +321,7 @@ class ChainBound:
         gain = float((self.sigma[i] / self.sigma[i - 1]) ** 2 - 1)
         rho = 2 * math.log(self.std[i] / self.std[i - 1]) if self.variance == "beta" else 0.0
         square = event_sum(self._error(i, noise) ** 2, self.x0.dim() - 1)
-        return 0.5 * (self.x0[0].numel() * (rho + math.expm1(-rho)) + math.exp(-rho) * gain * square)
+        return 0.5 * (self.dim * (rho + math.expm1(-rho)) + math.exp(-rho) * gain * square)
 
     def _last_step(self, noise: Tensor) -> Tensor:
         """From the smallest level to the data."""
@@ -327,10 +329,8 @@ class ChainBound:
         bins = None if self.transform is None or self.transform.bins is None else _bins(self.transform, self.x0)
         if self.variance is None:
             if bins is None:
-                dim = self.x0[0].numel()
-                return torch.full_like(
-                    noise.flatten(1)[:, 0], 0.5 * dim * (math.log(2 * math.pi * sigma**2) + 1)
-                ).double()
+                entropy = 0.5 * self.dim * (math.log(2 * math.pi * sigma**2) + 1)
+                return torch.full((len(noise),), entropy, dtype=torch.float64, device=noise.device)
             latent = self.x0 + sigma * noise
             return event_sum(bins.softmax_nll(self.x0, latent, torch.full((), sigma).to(latent)).double(), ndim)
         std = torch.tensor(self._last_std(), dtype=torch.float64, device=noise.device)
@@ -349,7 +349,7 @@ class ChainBound:
 
     def _prior(self) -> Tensor:
         """KL(q(x_T | x_0) | π)."""
-        dim, variance = self.x0[0].numel(), float(self.std[-1] / self.prior_std) ** 2
+        dim, variance = self.dim, float(self.std[-1] / self.prior_std) ** 2
         square = event_sum((self.last / self.prior_std * self.x0.double()) ** 2, self.x0.dim() - 1)
         return 0.5 * (square + dim * (variance - 1 - math.log(variance)))
 
@@ -368,7 +368,7 @@ def _bins(transform: DataTransform, x0: Tensor) -> Bins:
 
 def _standard_error(totals: Tensor, in_strata: bool) -> Tensor:
     """Of the mean of draws ``[draws, B]``. Draws in neighbouring strata differ by noise alone, nearly; all of them also by their strata."""
-    if len(totals) == 1:
+    if len(totals) == 1 or not totals.numel():
         return torch.full_like(totals[0], math.nan)
     variance = totals.diff(dim=0).square().mean(0) / 2 if in_strata else totals.var(0)
     return (variance / len(totals)).sqrt()
@@ -392,11 +392,12 @@ def _default_grid(process: Diffusion, form: str) -> Tensor:
     return torch.arange(round(schedule.t_max * count), 0, -1, dtype=torch.float64) / count
 
 
-def _check(process: Diffusion, form: str, draws: int, variance: str, prior: Law | None) -> None:
+def _check(process: Diffusion, form: str, draws: int, variance: str, seed: Any, prior: Law | None) -> None:
     if form not in FORMS:
         raise ValueError(f"form: got {form!r}, expected one of {', '.join(FORMS)}")
     if not is_int(draws, 1):
         raise ValueError(f"draws: got {draws!r}, expected a whole number of at least 1")
+    check_one_seed(seed)
     if variance not in ("posterior", "beta"):
         raise ValueError(f"variance: got {variance!r}, expected 'posterior' or 'beta'")
     if process.parts or not isinstance(process.domain, KernelDomain):

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from carom.cli import app
 from carom.domains import Hypercube
-from carom.inpaint_command import hidden_part
+from carom.inpaint_command import _condition, hidden_part
 from carom.processes import VE, Diffusion
 from carom.scores.neural import MLP, MLPConfig, NeuralScore, load_data
 
@@ -56,6 +56,11 @@ def test_what_is_known_stays_and_the_rest_is_drawn(here: Path, hide: str) -> Non
         assert (made[:, k][:, ~hidden] == values[:, ~hidden]).all()
         assert (made[:, k][:, hidden] != values[:, hidden]).any()
     assert (made[:, 0] != made[:, 1]).any()
+    # two steps, each twice, and one denoising
+    assert "5 evaluations each" in text
+    if hide == "right":  # a completion is the same whatever comes after it
+        run(*SHORT, "--hide", hide, "--out", "y.npy", "--seed", 2, "--n", 2)
+        assert (np.load("y.npy") == made[:2]).all()
 
 
 def test_a_picture_a_mask_of_one_s_own_and_classes(here: Path) -> None:
@@ -67,6 +72,29 @@ def test_a_picture_a_mask_of_one_s_own_and_classes(here: Path) -> None:
     run(*SHORT, "--hide", "mask.npy", "--out", "a.npy")
     run(*SHORT, "--hide", "mask.npy", "--out", "b.npy")
     assert (np.load("a.npy") == np.load("b.npy")).all()
+
+
+def test_each_completion_hears_the_label_of_its_picture(here: Path) -> None:
+    score = NeuralScore.load("m.safetensors")
+    assert _condition(score, torch.tensor([3, 7]), 3)["label"].tolist() == [3, 3, 3, 7, 7, 7]
+
+
+def test_the_names_of_parts_are_theirs() -> None:
+    """On a picture higher than wide; the random share hides all channels of a pixel together."""
+    part = lambda name: hidden_part(name, (3, 8, 4), torch.Generator().manual_seed(0))
+    for name, rows, columns in (
+        ("right", slice(0, 8), slice(2, 4)),
+        ("left", slice(0, 8), slice(0, 2)),
+        ("top", slice(0, 4), slice(0, 4)),
+        ("bottom", slice(4, 8), slice(0, 4)),
+        ("middle", slice(2, 6), slice(1, 3)),
+    ):
+        wanted = torch.zeros(3, 8, 4, dtype=torch.bool)
+        wanted[:, rows, columns] = True
+        assert torch.equal(part(name), wanted), name
+    few, many = (part(share) for share in ("0.1", "0.9"))
+    assert float(few.double().mean()) < 0.3 and float(many.double().mean()) > 0.7
+    assert torch.equal(few[0], few[1]) and torch.equal(few[0], few[2])
 
 
 def test_refusals(here: Path) -> None:

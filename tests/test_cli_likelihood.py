@@ -15,7 +15,7 @@ from carom.cli import app
 from carom.domains import Hypercube
 from carom.processes import VE, Diffusion
 from carom.scores.neural import MLP, MLPConfig, NeuralScore, load_data
-from carom.solvers import Exact, Heun, bits_per_dim, elbo, karras
+from carom.solvers import Exact, Heun, Hutchinson, bits_per_dim, elbo, karras
 
 runner = CliRunner()
 
@@ -83,6 +83,39 @@ def test_rows_are_drawn_once_and_by_the_seed(here: Path) -> None:
     run("m.safetensors", *SHORT, "--n", 9, "--batch", 4, "--seed", 1, "--out", "c.npz")
     a, b, c = (read(f"{name}.npz") for name in "abc")
     assert len(set(a["row"])) == 9 and (a["flow"] == b["flow"]).all() and (a["row"] != c["row"]).any()
+
+
+def test_batches_have_seeds_of_their_own_and_probes_their_share_of_the_error(here: Path) -> None:
+    text = run(
+        "m.safetensors", *SHORT, "--n", 3, "--batch", 1, "--divergence", "hutchinson:2", "--out", "a.npz", "--seed", 4
+    )
+    found, score, data = read("a.npz"), NeuralScore.load("m.safetensors"), load_data("digits")
+    values, label = data.read(torch.as_tensor(found["row"]))
+    errors = []
+    for k in range(3):
+        each = bits_per_dim(
+            score.process, score, values[k : k + 1], transform=score.stored.transform, times=karras(score.process, 3),
+            seed=4 + k, condition={"label": label[k : k + 1]}, solver=Heun(), divergence=Hutchinson(2),
+        )  # fmt: skip
+        assert found["flow"][k] == pytest.approx(each.value, rel=1e-6)
+        errors.append(float(each.likelihood.standard_error) / (64 * np.log(2)))
+    # of the mean of three
+    assert f"error {np.sqrt(np.mean(np.square(errors)) / 3):.4f} is due to its probes" in text
+
+
+def test_rows_that_failed_or_met_walls_are_told(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = likelihood_command.Rows.measure
+
+    def measured(self, *arguments):
+        found = real(self, *arguments)
+        flow, bound, pushed = found.flow.clone(), found.bound.clone(), found.pushed.clone()
+        flow[0], bound[4], pushed[1:3] = torch.nan, torch.nan, torch.tensor([0.2, 0.5])
+        return found._replace(flow=flow, bound=bound, pushed=pushed)
+
+    monkeypatch.setattr(likelihood_command.Rows, "measure", measured)
+    text = run("m.safetensors", *SHORT, "--n", 5, "--batch", 5)
+    assert "walls pushed 2 rows back, by up to 0.5" in text
+    assert "2 rows failed on the way, left out" in text and "3 rows, " in text and "nan" not in text
 
 
 def test_more_dequantisations_tighten_the_flow_s_bound(here: Path) -> None:

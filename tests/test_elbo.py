@@ -12,7 +12,7 @@ from torch import Tensor
 
 from carom.domains import Euclidean, Hypercube
 from carom.domains.decoders import Bins
-from carom.domains.transforms import affine_values
+from carom.domains.transforms import AffineValues, affine_values
 from carom.processes import VE, VP, Diffusion, Discrete, FlowMatching
 from carom.scores import EmpiricalScore, GaussianMixtureScore
 from carom.scores.neural import MLP, MLPConfig, NeuralScore, VariationalBound
@@ -293,6 +293,132 @@ def test_a_run_can_be_repeated_and_progress_is_shown(capsys: pytest.CaptureFixtu
     assert bool(elbo(problem.process, problem.score, x, draws=1, seed=0).standard_error.isnan().all())
 
 
+@pytest.mark.montecarlo
+@pytest.mark.parametrize("form", ["dsm", "fisher", "ddpm"])
+def test_the_standard_error_is_that_of_the_estimates(form: str) -> None:
+    """600 estimates of one bound: their spread against what each reports. The share's own error is 1/√1200 = 3 %; neighbouring strata
+    overstate it by what the mean differs between them."""
+    problem = problems.gaussian_2d()
+    x = problem.points(0.1)[:1].expand(600, 2)
+    times = karras(problem.process, 2 if form != "ddpm" else 12, sigma_min=0.1)
+    found = elbo(problem.process, lambda x, t: 0.7 * problem.score(x, t), x, form=form, draws=16, seed=0, times=times)
+    ratio = float(found.standard_error.square().mean().sqrt() / found.log_prob.std())
+    assert 0.9 < ratio < 1.25, ratio
+
+
+def test_the_control_takes_noise_away_and_moves_no_mean() -> None:
+    """With the exact score |s|² − 2 s·target is mostly noise of the target at large σ, where s is nearly it."""
+    problem = problems.mixture_2d(VE(sigma_max=20.0))
+    x, times = problem.points(0.1, 3).repeat_interleave(200, 0), karras(problem.process, 2)
+    plain = ContinuousBound._control
+    try:
+        found = [elbo(problem.process, problem.score, x, draws=16, seed=0, times=times)]
+        ContinuousBound._control = lambda self, target, sigma: 0.0  # type: ignore[method-assign, assignment, return-value]
+        found.append(elbo(problem.process, problem.score, x, draws=16, seed=0, times=times))
+    finally:
+        ContinuousBound._control = plain  # type: ignore[method-assign]
+    with_, without = (f.log_prob.reshape(3, 200) for f in found)
+    assert bool((with_.std(1) < 0.7 * without.std(1)).all())
+    error = (with_.var(1) + without.var(1)).div(200).sqrt()
+    assert bool(((with_.mean(1) - without.mean(1)).abs() < 4 * error).all())
+
+
+@pytest.mark.parametrize("schedule", [VP(), VE(sigma_max=2.0), FlowMatching()], ids=repr)
+def test_the_prior_term_is_closed_also_where_data_stand_at_a_level_of_their_own(schedule: Any) -> None:
+    """E over N(X, σ₁² − σ₀²) of −log π, as a sum over Gauss–Hermite nodes of the law of X_T itself."""
+    process = Diffusion(Euclidean((1,)), schedule)
+    times = torch.tensor([0.8, 0.5], dtype=torch.float64)
+    x = torch.tensor([[0.7], [-1.2]], dtype=torch.float64)
+    found = elbo(process, lambda x, t: 0 * x, x, draws=2, seed=0, times=times).terms["prior"]
+    top, low = process.level(times[0]), process.level(times[1])
+    z, w = hermite(20)
+    last = top.scale * (x / low.scale + (top.sigma**2 - low.sigma**2).sqrt() * z)
+    log_pi = process.prior(torch.float64, t=0.8).log_prob(last.reshape(-1, 1)).reshape(2, 20)
+    # the density of X is that of x times the scale
+    torch.testing.assert_close(found, -(log_pi + top.scale.log()) @ w, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("schedule", [VP(), VE(sigma_max=2.0)], ids=repr)
+@pytest.mark.parametrize("form", ["ddpm", "vdm"])
+def test_the_terms_of_a_chain_are_the_closed_ones_of_a_score_of_0(form: str, schedule: Any) -> None:
+    """Then ε − ε̂ = ε: L_t has the mean ½d(σ_t²/σ_s² − 1), from the smallest level on; 400 draws of 10 numbers leave √(2/4000) of it, here
+    times 4.5. L_T is KL between two Gaussians, and all add up."""
+    process = Diffusion(Euclidean((10,)), schedule)
+    times = karras(process, 7, sigma_min=0.05)
+    x = torch.linspace(-1, 1, 10, dtype=torch.float64)[None]
+    found = elbo(process, lambda x, t: 0 * x, x, form=form, draws=400, seed=0, times=times)
+    sigma = process.level(times.flip(0)).sigma
+    wanted = 5 * ((sigma[1:] / sigma[:-1]) ** 2 - 1)
+    torch.testing.assert_close(found.terms["L_t"][:, 0], wanted, rtol=4.5 * math.sqrt(2 / 4000), atol=0)
+    top, pi = process.level(times[0]), torch.distributions.Normal(0.0, process.prior(t=float(times[0])).sigma.double())  # type: ignore[attr-defined]
+    q = torch.distributions.Normal(top.scale * x[0], top.scale * top.sigma)
+    torch.testing.assert_close(
+        found.terms["L_T"][0], torch.distributions.kl_divergence(q, pi).sum(), rtol=1e-6, atol=1e-9
+    )
+    total = found.terms["L_T"] + found.terms["L_t"].sum(0) + found.terms["L_0"]
+    torch.testing.assert_close(found.log_prob, -total)
+
+
+def test_vdm_reads_whole_numbers_by_bayes_rule() -> None:
+    """L_0 of two levels at ±1 given X = v + σz is the mean of ln(1 + exp(−2(1 + σ z)/σ²)); σ = 1: by Gauss–Hermite nodes."""
+    process = Diffusion(Euclidean((1,)), VE(sigma_max=2.0))
+    transform = affine_values(process.domain, 2)
+    z, w = hermite(60)
+    x0 = torch.ones(60, 1, dtype=torch.float64)
+    chain = ChainBound(
+        process,
+        LevelScore(process, lambda x, t: 0 * x, {}),
+        x0,
+        process.schedule.time(torch.tensor([2.0, 1.0]).double()),
+        transform,
+        None,
+    )
+    found = float(w @ chain._last_step(z[:, None]))
+    u, wu = legendre(400, -8, 8)
+    density = wu * (-(u**2) / 2).exp() / math.sqrt(2 * math.pi)
+    assert found == pytest.approx(float(density @ torch.log1p((-2 * (1 + u)).exp())), abs=1e-4)
+
+
+def test_a_chain_goes_over_the_table_of_a_discrete_schedule_unless_told() -> None:
+    process = Diffusion(Euclidean((2,)), Discrete.ddpm(30))
+    score = GaussianMixtureScore(process, [1.0], [[0.2, -0.1]], 0.5)
+    x = torch.tensor([[0.3, 0.1]], dtype=torch.float64)
+    found = elbo(process, score, x, form="ddpm", draws=2, seed=0)
+    told = elbo(process, score, x, form="ddpm", draws=2, seed=0, times=torch.arange(30, 0, -1).double() / 30)
+    assert found.terms["L_t"].shape == (29, 1)
+    torch.testing.assert_close(found.log_prob, told.log_prob)
+
+
+def test_chances_of_levels_keep_their_digits_in_single_precision() -> None:
+    from carom.solvers.stored_values import log_chances
+
+    for domain in (Hypercube((3,), low=[0.0, -1, 2], high=[1.0, 1, 3]), Euclidean((3,))):
+        transform = affine_values(domain, 256)
+        x = domain.project(transform.forward(torch.tensor([[3.0, 128.0, 255.0]])) - 1e-3)
+        found = log_chances(domain, transform, x, 2e-3)
+        torch.testing.assert_close(found, log_chances(domain, transform, x.double(), 2e-3), rtol=1e-12, atol=1e-12)
+
+
+def test_batches_of_none_and_of_one_event() -> None:
+    problem, cube = problems.gaussian_2d(), problems.cosine(dim=2)
+    x = torch.tensor([0.3, 0.6], dtype=torch.float64)
+    runs: list[tuple[Any, dict[str, Any]]] = [
+        (problem, {"form": "dsm"}),
+        (problem, {"form": "fisher", "divergence": Hutchinson(2)}),
+        (problem, {"form": "ddpm"}),
+        (problem, {"form": "vdm"}),
+        (cube, {"form": "fisher"}),
+        (cube, {"bins": 4}),
+    ]
+    for of, options in runs:
+        at = torch.tensor([1.0, 3.0], dtype=torch.float64) if "bins" in options else x
+        none = elbo(of.process, of.score, at.expand(0, 2), draws=3, seed=0, **options)
+        assert none.log_prob.shape == none.standard_error.shape == (0,)
+        one, several = (elbo(of.process, of.score, v, draws=3, seed=0, **options) for v in (at, at[None]))
+        assert one.log_prob.shape == one.standard_error.shape == () and float(one.log_prob) == float(several.log_prob)
+        assert all(v.shape == several.terms[name].shape[:-1] for name, v in one.terms.items())
+
+
 def test_refusals() -> None:
     problem, cube = problems.gaussian(), problems.cosine()
     x = problem.points(0.1)
@@ -306,6 +432,12 @@ def test_refusals() -> None:
         elbo(problem.process, problem.score, x, form="ddpm", variance="learned")
     with pytest.raises(ValueError, match="draws: got 0"):
         elbo(problem.process, problem.score, x, draws=0)
+    with pytest.raises(TypeError, match=r"seed: got \[0, 1\], expected one int"):
+        elbo(problem.process, problem.score, x, seed=[0, 1])  # type: ignore[arg-type]
+    plane = problems.gaussian_2d()
+    uneven = AffineValues([-1.0, -2.0], [1.0, 2.0], 0, 15, 16)
+    with pytest.raises(ValueError, match=r"transform: got walls that differ between axes.* use 'dsm'"):
+        elbo(plane.process, plane.score, torch.ones(1, 2), form="ddpm", transform=uneven)
     with pytest.raises(ValueError, match="bins: got 8, expected 16"):
         elbo(problem.process, problem.score, x, bins=8, transform=affine_values(Euclidean((1,)), 16))
     simplex = problems.pair()

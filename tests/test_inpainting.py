@@ -31,6 +31,7 @@ from carom.solvers import (
     sample,
     solve,
 )
+from carom.solvers.editing import _from
 from carom.validation import problems, propagate_moments
 
 MEAN = torch.tensor([0.3, -0.2], dtype=torch.float64)
@@ -124,6 +125,28 @@ def test_nothing_known_changes_no_moment() -> None:
     )
 
 
+@pytest.mark.parametrize("schedule", [VP(), VE()], ids=repr)
+@pytest.mark.parametrize("jump", [1, 2])
+@pytest.mark.parametrize("solver", [DPMSolverPP(2), UniPC(2), DDIM(), Heun()], ids=repr)
+def test_a_jump_is_the_way_down_the_forward_process_up_and_down_again(solver: Solver, schedule: Any, jump: int) -> None:
+    """Nothing known: the moments of three passes over each step or pair of steps, each without history, with q(x_t | x_s) between."""
+    process, score = gaussian(schedule)
+    times = karras(process, 5)
+    equation = process.flow(score)
+    state = torch.ones(2, dtype=torch.float64), process.schedule.std(times[0]) ** 2 * torch.eye(2, dtype=torch.float64)
+    rule = Inpaint(solver, KNOWN, torch.tensor([False, False]), 3, jump)
+    found = propagate_moments(equation, rule, times, *state)
+    scale, sigma = process.schedule.scale(times), process.schedule.sigma(times)
+    for i in range(0, 4, jump):
+        for k in range(3):
+            if k:
+                ratio = scale[i] / scale[i + jump]
+                noise = scale[i] ** 2 * (sigma[i] ** 2 - sigma[i + jump] ** 2)
+                state = ratio * state[0], ratio**2 * state[1] + noise * torch.eye(2, dtype=torch.float64)
+            state = propagate_moments(equation, solver, times[i : i + jump + 1], *state)
+    torch.testing.assert_close(found, state, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("solver", [Ancestral(), DDIM(), DPMSolverPP(2), Heun(), EulerMaruyama()], ids=repr)
 def test_a_sample_is_the_same_alone_and_in_a_batch(solver: Solver) -> None:
     process = Diffusion(Hypercube((3,)), VE())
@@ -164,6 +187,38 @@ def test_the_known_part_has_the_law_of_the_domain_on_the_way() -> None:
     at = torch.linspace(0, 1, 101)[:, None]
     gap = ((found <= at).double().mean(1) - (wanted <= at).double().mean(1)).abs().max()
     assert float(gap) < 1.63 * (2 / 4000) ** 0.5
+
+
+@pytest.mark.parametrize("solver", [Ancestral(), Heun(), DPMSolverPP(2)], ids=repr)
+def test_the_score_is_asked_inside_only(solver: Solver) -> None:
+    """What is known, too, is folded before it is read."""
+    process = Diffusion(Hypercube((2,)), VE())
+
+    def score(x: Tensor, t: Any) -> Tensor:
+        assert bool(process.domain.contains(x).all())
+        return -torch.sin(2 * torch.pi * x)
+
+    values, mask = torch.tensor([0.02, 0.5]), torch.tensor([True, False])
+    inpaint(process, score, solver, karras(process, 8), values, mask, shape=200, seed=0, resamplings=2, denoise=False)
+
+
+def test_what_stopped_on_the_way_is_handed_out_as_it_is() -> None:
+    process, score = gaussian()
+    broken = torch.tensor([False, True, False])
+
+    def failing(x: Tensor, t: Any) -> Tensor:
+        value = score(x, t)
+        return torch.where(broken[:, None], torch.full_like(value, torch.nan), value)
+
+    found = inpaint(process, failing, Ancestral(), karras(process, 6), KNOWN, MASK, shape=3, seed=0)
+    assert found.ok.tolist() == [True, False, True]
+    assert (found.x[:, 0] == KNOWN[0]).tolist() == [True, False, True]
+
+
+def test_the_precision_is_that_of_the_values_unless_told() -> None:
+    process, score = gaussian()
+    run = lambda **o: inpaint(process, score, DDIM(), karras(process, 4), KNOWN, MASK, shape=2, seed=0, **o).x.dtype
+    assert run() == torch.float64 and run(dtype=torch.float32) == torch.float32
 
 
 def test_positions_of_a_simplex_are_known_as_a_whole() -> None:
@@ -217,6 +272,9 @@ def test_values_outside_and_masks_through_a_wall_are_refused() -> None:
         inpaint(cube, lambda x, t: x, DDIM(), karras(cube, 4), KNOWN, MASK, shape=1)
     with pytest.raises(ValueError, match="share walls"):
         inpaint(simplex, lambda x, t: x, DDIM(), karras(simplex, 4), torch.tensor([0.2, 0.5]), MASK, shape=1)
+    joint, half = Diffusion(Product(Hypercube((2,)), Simplex(3)), VE()), torch.tensor([True, False, True, False])
+    with pytest.raises(ValueError, match="share walls"):
+        inpaint(joint, lambda x, t: x, DDIM(), karras(joint, 4), torch.full((4,), 0.3), half, shape=1)
     ball = Diffusion(Ball(2), VE())
     with pytest.raises(TypeError, match="reflection is a fold"):
         inpaint(ball, lambda x, t: x, DDIM(), karras(ball, 4), torch.zeros(2), MASK, shape=1)
@@ -254,6 +312,16 @@ def test_an_edit_is_the_same_alone_and_in_a_batch_and_stays_inside(process: Diff
     )
     # 3 of 5 steps, and one denoising
     assert together.nfe == 4
+
+
+def test_a_part_of_the_way_is_a_part_of_the_grid() -> None:
+    """A level of the grid is gone over once, though a float of it be; shares are rounded, not cut: .29·100 is 28.999…"""
+    grid = karras(gaussian()[0], 101)
+    assert torch.equal(_from(grid, float(grid[40]), None), grid[40:])
+    between = float(grid[40] + grid[41]) / 2
+    assert torch.equal(_from(grid, between, None), torch.cat([torch.tensor([between], dtype=torch.float64), grid[41:]]))
+    for share, steps in ((0.29, 29), (1.0, 100), (0.001, 1), (0.018, 2)):
+        assert torch.equal(_from(grid, None, share), grid[100 - steps :])
 
 
 def test_a_higher_level_renews_more() -> None:

@@ -446,6 +446,8 @@ def test_translations_that_do_not_fit_are_refused() -> None:
         Translation(score, torch.zeros(2, 4), None, None)
     with pytest.raises(ValueError, match="weight of faithful: got -1"):
         Translation(score, source, None, lambda x, t, y: x, (1.0, -1.0))
+    with pytest.raises(ValueError, match="weights: got"):
+        Translation(score, source, None, None, (1.0, 2.0, 3.0))  # type: ignore[arg-type]
     guided = Translation(score, source, lambda x, t, y: x, None)
     with pytest.raises(ValueError, match="energy: got shape"):
         guided(source, 0.5)

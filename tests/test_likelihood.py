@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from carom.domains import Euclidean, Hypercube, Product
+from carom.domains import Domain, Euclidean, Hypercube, Product
 from carom.domains.transforms import affine_values
 from carom.processes import VE, VP, Diffusion, FlowMatching, Schedule, SubVP
-from carom.scores.neural import MLP, MLPConfig, NeuralScore, train
+from carom.scores import Downsample, PiGDM
+from carom.scores.neural import MLP, MLPConfig, NeuralScore, UNet, UNetConfig, train
 from carom.solvers import (
     RK4,
     AdaptiveODE,
@@ -32,6 +33,7 @@ from carom.solvers import (
     karras,
     log_likelihood,
 )
+from carom.solvers.likelihood import _standard_error
 from carom.validation import problems
 from carom.validation.problems import Problem
 
@@ -163,6 +165,12 @@ def test_hutchinson_is_within_two_of_its_standard_errors_in_95_of_100_runs(law: 
     torch.testing.assert_close(alone.log_prob[0], found.log_prob[7])  # probes belong to the sample
 
 
+def test_the_error_of_few_probes_is_that_of_a_mean_of_them() -> None:
+    estimates = torch.tensor([[1.0, 2.0, 4.0], [0.0, 0.0, 3.0]], dtype=torch.float64)
+    # √(Σ(e − mean)²/(n − 1)/n) with sums of squares 14/3 and 6
+    torch.testing.assert_close(_standard_error(Hutchinson(3), estimates) ** 2, torch.tensor([7 / 9, 1.0]).double())
+
+
 def test_one_probe_tells_no_error() -> None:
     problem = problems.gaussian_2d()
     found = log_likelihood(
@@ -255,6 +263,15 @@ def test_parts_with_clocks_of_their_own_add_up() -> None:
     found = log_likelihood(process, score, x, solver=TIGHT, times=times)
     apart = [log_likelihood(p.process, p.score, p.points(0.05), solver=TIGHT, times=times).log_prob for p in (one, two)]
     torch.testing.assert_close(found.log_prob, apart[0] + apart[1], rtol=0, atol=1e-8)
+    # the closed divergence of the whole does not know the clocks; probes weigh their axes by them: three standard errors of 60
+    score.divergence = lambda x, t: math.nan * x[:, 0]  # type: ignore[attr-defined]
+    grid = karras(one.process, 8)
+    exact, probed = (
+        log_likelihood(process, score, x, solver=Heun(), times=grid, divergence=d, seed=0)
+        for d in (Exact(), Hutchinson(60))
+    )
+    assert bool(((probed.log_prob - exact.log_prob).abs() < 3 * probed.standard_error).all())
+    assert 0 < float(probed.standard_error.max()) < 0.5
 
 
 def test_gradients_reach_x_and_the_score() -> None:
@@ -332,6 +349,217 @@ def test_samples_that_stop_on_the_way_have_no_density() -> None:
     assert "5 samples" in repr(found)
 
 
+class Squared:
+    """The density 3x² on [0, 1]."""
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        return math.log(3) + 2 * x[:, 0].log()
+
+
+@pytest.mark.montecarlo
+def test_more_draws_go_from_jensen_s_bound_to_the_chance() -> None:
+    """A score of 0 moves nothing: −log₂ P of the bins below and above ½ is log₂ 8 and log₂ 8/7. One draw costs −E log₂ of 3x²/2, x uniform
+    in the bin; its standard deviation, 2/ln 2 below, gives the errors of 4,000, here times four."""
+    process = Diffusion(Hypercube((1,)), VE())
+    options: dict[str, Any] = {"solver": Heun(), "times": [0.5, 0.1], "prior": Squared(), "bins": 2, "seed": 0}
+    still = lambda x, t: torch.zeros_like(x)
+    values = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
+    many = bits_per_dim(process, still, values, draws=4000, **options)
+    # 3x² has the relative deviation √(4/5) below ½
+    torch.testing.assert_close(
+        many.each,
+        torch.tensor([8.0, 8 / 7], dtype=torch.float64).log2(),
+        rtol=0,
+        atol=4 * 0.9 / 4000**0.5 / math.log(2),
+    )
+    single = bits_per_dim(process, still, values.repeat_interleave(4000, 0), **options).each.reshape(2, 4000).mean(1)
+    below = -math.log2(1.5) - 2 * (math.log(0.5) - 1) / math.log(2)
+    above = -math.log2(1.5) - 2 * (math.log(2) - 1) / math.log(2)  # 2∫ln x over (½, 1) = ln 2 − 1
+    torch.testing.assert_close(
+        single, torch.tensor([below, above], dtype=torch.float64), rtol=0, atol=4 * 2 / 4000**0.5 / math.log(2)
+    )
+
+
+def test_the_mean_of_bits_has_the_error_of_a_mean() -> None:
+    problem = problems.cosine()
+    found = bits_per_dim(
+        problem.process, problem.score, torch.tensor([[0.0], [3.0], [7.0]]), bins=8, solver=Heun(), seed=0
+    )
+    assert found.value == pytest.approx(float(found.each.mean()))
+    assert found.standard_error == pytest.approx(float(found.each.numpy().std(ddof=1)) / math.sqrt(3))
+    one = bits_per_dim(problem.process, problem.score, torch.tensor([[3.0]]), bins=8, solver=Heun(), seed=0)
+    assert math.isnan(one.standard_error)
+
+
+@pytest.mark.parametrize("domain", [Hypercube((2,)), Euclidean((2,))], ids=repr)
+def test_a_sample_that_stops_leaves_the_others_their_densities(domain: Any) -> None:
+    """One of three scores is NaN. The others are what they are alone, their way back as well."""
+    process = Diffusion(domain, VE(sigma_max=2.0))
+    x = torch.tensor([[0.2, 0.3], [0.5, 0.9], [0.7, 0.7]], dtype=torch.float64)
+
+    def score(x: Tensor, t: Tensor, broken: Tensor) -> Tensor:
+        value = torch.cos(torch.pi * x).roll(1, -1)
+        return torch.where(broken[:, None], torch.full_like(value, math.nan), value)
+
+    options: dict[str, Any] = {"round_trip": True, "times": karras(process, 9)}
+    for solver in (Heun(), AdaptiveODE(1e-4, 1e-4)):
+        found = log_likelihood(
+            process, score, x, solver=solver, condition={"broken": torch.tensor([False, True, False])}, **options
+        )
+        alone = log_likelihood(
+            process, score, x[::2], solver=solver, condition={"broken": torch.tensor([False, False])}, **options
+        )
+        assert found.ok.tolist() == [True, False, True]
+        for name in ("log_prob", "prior_log_prob", "log_det", "round_trip"):
+            torch.testing.assert_close(getattr(found, name)[::2], getattr(alone, name))
+        assert all(math.isnan(float(v[1])) for v in (found.log_prob, found.prior_log_prob, found.round_trip))  # type: ignore[index]
+
+
+def test_probes_go_with_their_samples_where_some_have_arrived() -> None:
+    """Adaptive rules drop those from the batch, where the score has ``rows``."""
+    problem = problems.mixture_2d()
+    x = problem.points(0.01, 6)
+    run = lambda rows: (
+        log_likelihood(
+            problem.process, problem.score, x[rows], solver=AdaptiveODE(1e-4, 1e-4), divergence=Hutchinson(3), seed=rows
+        ).log_prob
+    )
+    torch.testing.assert_close(run([1, 4]), run(list(range(6)))[[1, 4]])
+
+
+@pytest.mark.parametrize("schedule", [VP(), VE(sigma_max=20.0)], ids=repr)
+def test_the_prior_is_that_of_the_process_where_the_grid_begins(schedule: Schedule) -> None:
+    """N(0, std(t)²), in proportion to that of t_max, 1 or σ_max."""
+    problem = problems.mixture(schedule)
+    found = log_likelihood(problem.process, problem.score, problem.points(0.1), solver=Heun(), times=[0.4, 0.1])
+    share = schedule.std(torch.tensor(0.4)) / schedule.std(torch.tensor(1.0))
+    law = torch.distributions.Normal(0.0, share.double() * schedule.prior_std)
+    torch.testing.assert_close(found.prior_log_prob, law.log_prob(found.code[:, 0]), rtol=1e-6, atol=1e-6)
+
+
+def test_conditions_are_those_of_each_datum_or_of_all() -> None:
+    """A shift for each, and one for all whose length is not that of the batch, over batches of two dimensions and draws of bits."""
+    problem = problems.cosine(dim=1)
+    times = karras(problem.process, 8, sigma_min=0.1)
+
+    def score(x: Tensor, t: Tensor, own: Tensor, shared: Tensor) -> Tensor:
+        assert own.shape == (len(x),) and shared.shape == (5,)
+        return problem.score(x, t) * own[:, None] * shared.sum()
+
+    own, shared = torch.linspace(0.5, 1.5, 6, dtype=torch.float64).reshape(2, 3), torch.full((5,), 0.2).double()
+    values = torch.arange(6).reshape(2, 3, 1).double()
+    options: dict[str, Any] = {"bins": 8, "solver": Heun(), "times": times, "seed": 0}
+    condition = {"own": own, "shared": shared}
+    found = bits_per_dim(problem.process, score, values, draws=2, condition=condition, **options)
+    flat = bits_per_dim(
+        problem.process,
+        score,
+        values.reshape(6, 1),
+        draws=2,
+        condition={"own": own.flatten(), "shared": shared},
+        **options,
+    )
+    torch.testing.assert_close(found.each.flatten(), flat.each)
+    # and each hears its own
+    plain = bits_per_dim(
+        problem.process,
+        score,
+        values.reshape(6, 1),
+        draws=2,
+        condition={"own": own.flatten() * 0 + 1, "shared": shared},
+        **options,
+    )
+    assert bool(((flat.each - plain.each).abs() > 1e-4).all())
+
+
+def test_batches_of_none_and_of_one_event() -> None:
+    problem, cube = problems.gaussian_2d(), problems.cosine(dim=2)
+    for divergence in (Exact(), Hutchinson(2)):
+        for solver in (Heun(), AdaptiveODE(1e-4, 1e-4)):
+            found = log_likelihood(
+                problem.process, problem.score, torch.zeros(0, 2), solver=solver, divergence=divergence, seed=0
+            )
+            assert found.log_prob.shape == found.standard_error.shape == (0,) and found.code.shape == (0, 2)
+    none = bits_per_dim(cube.process, cube.score, torch.zeros(0, 2), bins=8, draws=2, solver=Heun(), seed=0)
+    assert none.each.shape == (0,) and math.isnan(none.value)
+    values = torch.tensor([1, 6])
+    one = bits_per_dim(cube.process, cube.score, values, bins=8, draws=2, solver=Heun(), seed=0)
+    several = bits_per_dim(cube.process, cube.score, values[None], bins=8, draws=2, solver=Heun(), seed=0)
+    assert one.each.shape == () and one.value == several.value
+
+
+def test_each_sample_is_dequantised_by_its_own_seed() -> None:
+    problem = problems.cosine(dim=2)
+    run = lambda values, seed: (
+        log_likelihood(problem.process, problem.score, values, bins=4, solver=Heun(), seed=seed).log_prob
+    )
+    values = torch.tensor([[1.0, 2.0], [1.0, 2.0], [0.0, 3.0]], dtype=torch.float64)
+    together = run(values, [3, 4, 5])
+    assert float(together[0]) != float(together[1])
+    torch.testing.assert_close(run(values[1:2], [4]), together[1:2], rtol=0, atol=0)
+    with pytest.raises(ValueError, match="seeds: got 1, expected one per sample: 3"):
+        run(values, [3])
+
+
+def test_a_domain_without_a_law_of_its_own_needs_a_prior() -> None:
+    class Bare(Domain):
+        """A half-plane with nothing but its walls."""
+
+        event_shape = (2,)
+
+        def contains(self, x: Tensor, atol: float = 0.0) -> Tensor:
+            return x[..., 0] >= -atol
+
+        def project(self, x: Tensor) -> Tensor:
+            return torch.stack([x[..., 0].clamp(min=0), x[..., 1]], -1)
+
+        def reflect(self, x: Tensor, displacement: Tensor) -> Tensor:
+            y = x + displacement
+            return torch.stack([y[..., 0].abs(), y[..., 1]], -1)
+
+        def __repr__(self) -> str:
+            return "Bare()"
+
+    process = Diffusion(Bare(), VE(sigma_max=2.0))
+    run = lambda **o: log_likelihood(process, lambda x, t: 0 * x, torch.ones(3, 2), solver=Heun(), times=[1, 0.1], **o)
+    with pytest.raises(TypeError, match=r"prior: Bare\(\) has no uniform law.* pass prior=, .*log_prob"):
+        run()
+
+    class Law:
+        def log_prob(self, x: Tensor) -> Tensor:
+            return -x.sum(-1)
+
+    torch.testing.assert_close(run(prior=Law()).log_prob, torch.full((3,), -2.0).double())
+
+
+def test_a_network_with_attention_is_differentiated_twice() -> None:
+    """Fused attention has no second derivative; what asks for one must not meet it: gradients of a density, a density of a guided score."""
+    process = Diffusion(Hypercube((1, 4, 4)), VE(sigma_max=2.0))
+    net = UNet(UNetConfig(channels=8, multipliers=(1, 2), attention=(0,)))
+    with torch.no_grad():
+        for weight in net.parameters():
+            weight.add_(0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
+    score = NeuralScore(net, process)
+    x = torch.rand(2, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+    given: dict[str, Any] = {"solver": Heun(), "times": karras(process, 3), "divergence": Hutchinson(1), "seed": 0}
+    log_likelihood(process, score, x, differentiable=True, **given).log_prob.sum().backward()
+    gradients = [w.grad for w in net.parameters() if w.grad is not None]
+    assert gradients and all(bool(g.isfinite().all()) for g in gradients) and any(bool(g.any()) for g in gradients)
+    operator = Downsample((1, 4, 4), 2)
+    guided = PiGDM(score, operator, operator.forward(x), 0.1)
+    assert bool(log_likelihood(process, guided, x, **given).log_prob.isfinite().all())
+
+
+def test_a_score_of_another_process_is_refused() -> None:
+    cube = problems.cosine()
+    other = Diffusion(Hypercube((1,)), VE(sigma_max=7.0))
+    with pytest.raises(ValueError, match=r"score: got one of Diffusion.* use score.process, or .*retime"):
+        log_likelihood(other, cube.score, cube.points(0.1))
+    # an equal process that is another object is the same process
+    same = Diffusion(cube.process.domain, cube.process.schedule)
+    log_likelihood(same, cube.score, cube.points(0.1), solver=Heun(), times=karras(same, 3))
+
+
 def test_refusals() -> None:
     problem, cube = problems.gaussian(), problems.cosine()
     x = problem.points(0.1)
@@ -356,6 +584,8 @@ def test_refusals() -> None:
         bits_per_dim(cube.process, cube.score, torch.tensor([[0.3]]))
     with pytest.raises(ValueError, match="draws: got 0"):
         bits_per_dim(cube.process, cube.score, torch.tensor([[3.0]]), bins=8, draws=0)
+    with pytest.raises(TypeError, match=r"seed: got \[0, 1\], expected one int"):
+        bits_per_dim(cube.process, cube.score, torch.tensor([[3.0]]), bins=8, seed=[0, 1])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="probes: got 0"):
         Hutchinson(0)
     with pytest.raises(ValueError, match="law: got 'uniform'"):

@@ -22,6 +22,7 @@ from carom.scores import (
     PiGDM,
     check_operator,
 )
+from carom.scores.inverse import _solved
 from carom.scores.lanczos import lanczos
 from carom.scores.operators import conjugate_gradients
 from carom.solvers import Ancestral, karras, sample
@@ -187,3 +188,70 @@ def test_guidance_compiles_whole_and_is_differentiable(name: str) -> None:
     slope = torch.autograd.functional.jvp(lambda v: guided(v, t), x, along)[1]
     difference = (guided(x + h * along, t) - guided(x - h * along, t)) / (2 * h)
     torch.testing.assert_close(slope, difference, rtol=1e-6, atol=1e-6)
+
+
+def test_conjugate_gradients_go_as_far_as_they_say() -> None:
+    """Residuals against their promise, by matrices too wide in spectrum to end by exhaustion; looser where told."""
+    matrix = torch.diag(torch.linspace(1, 300, 80, dtype=torch.float64))
+    y = torch.randn(3, 80, dtype=torch.float64)
+    for tolerance, promise in ((None, 1e-3 * 2.0**-26), (1e-2, 1e-2)):
+        u = conjugate_gradients(lambda v: v @ matrix, y, 1, 500, tolerance)
+        left = (y - u @ matrix).norm(dim=-1) / y.norm(dim=-1)
+        # what the recursion takes for the residual is it up to rounding
+        assert bool((left < 1.1 * promise + 1e-14).all()) and bool((left > 1e-3 * promise).all())
+
+
+def test_a_matrix_without_full_rank_has_its_pseudo_inverse() -> None:
+    """Of singular values that are 0 but for rounding nothing is asked; and what is small in one sample is not in another."""
+    left, right = torch.randn(4, 2, dtype=torch.float64), torch.randn(2, 6, dtype=torch.float64)
+    matrix, y = left @ right, torch.randn(2, 4, dtype=torch.float64)
+    operator = Dense(matrix)
+    wanted = y @ torch.linalg.pinv(matrix @ matrix.T, hermitian=True, rtol=1e-12)
+    torch.testing.assert_close(operator.solve(y, 1.0, 0.0), wanted, rtol=1e-8, atol=1e-8)
+    variance = torch.tensor([[1.0], [1e-18]], dtype=torch.float64)
+    torch.testing.assert_close(operator.solve(y, variance, 0.0), wanted / variance, rtol=1e-8, atol=0)
+
+
+def test_an_adjoint_that_is_nearly_one_is_refused() -> None:
+    operator = Dense(MATRIX)
+    operator.adjoint = lambda y: (1 + 1e-7) * Dense(MATRIX).adjoint(y)  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match="adjoint is not that of its forward"):
+        check_operator(operator)
+    check_operator(operator, torch.float32)  # nothing that single precision could see
+
+
+def test_a_covariance_that_is_not_symmetric_is_taken_by_its_symmetric_part() -> None:
+    """A linear "score" S x at σ = 1 that is no gradient: u solves with the symmetric part of C = I + S, and C itself carries it back."""
+    process = Diffusion(Euclidean((4,)), VE(sigma_max=2.0))
+    slope = 0.4 * torch.randn(4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    slope = slope + torch.eye(4)
+    covariance, t = slope + torch.eye(4), process.level(sigma=1.0).t
+    symmetric = 0.5 * (covariance + covariance.T)
+    assert float(torch.linalg.eigvalsh(symmetric).min()) > 0 and not torch.allclose(covariance, symmetric, atol=0.1)
+    y, x = torch.randn(4, dtype=torch.float64), torch.randn(9, 4, dtype=torch.float64)
+    found = CovarianceGuidance(lambda x, t: x @ slope, Dense(torch.eye(4)), y, 0.5, process=process)(x, t)
+    weights = (y - x @ covariance) @ torch.linalg.inv(symmetric + 0.25 * torch.eye(4))
+    torch.testing.assert_close(found, x @ slope + weights @ covariance.T, rtol=1e-9, atol=1e-9)
+
+
+def test_matrices_are_solved_with_where_they_say_something() -> None:
+    """Rank 1 without noise: its pseudo-inverse. One that is not finite comes to NaN, by itself."""
+    v, right = torch.randn(5, dtype=torch.float64), torch.randn(3, 5, dtype=torch.float64)
+    matrix = torch.outer(v, v).expand(3, 5, 5).clone()
+    matrix[1, 0, 2] = torch.inf
+    found, wanted = _solved(matrix, 0.0, right), (right @ v)[:, None] * v / v.square().sum() ** 2
+    torch.testing.assert_close(found[::2], wanted[::2], rtol=1e-9, atol=1e-9)
+    assert bool(found[1].isnan().all())
+
+
+def test_lanczos_keeps_its_basis_where_one_round_of_it_would_not() -> None:
+    """Eigenvalues over twelve decades; and NaN is handed on, by itself."""
+    matrix = torch.diag(torch.logspace(0, -12, 40, dtype=torch.float64))
+    y = torch.randn(2, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    basis, _ = lanczos(times(matrix), y, 30)
+    k = int((basis.norm(dim=-1) > 0.5).sum(-1).min())
+    assert k > 8
+    torch.testing.assert_close((basis @ basis.mT)[:, :k, :k], torch.eye(k).double().expand(2, k, k), rtol=0, atol=1e-13)
+    y[1, 3] = torch.nan
+    assert bool(lanczos(times(matrix), y, 4)[0][1].isnan().all())
+    torch.testing.assert_close(lanczos(times(matrix), y, 30)[0][0], basis[0], rtol=0, atol=0)

@@ -37,6 +37,18 @@ def test_the_noise_goes_with_the_clipped_data(rule: StaticThreshold) -> None:
     assert bool((data != WIDE.prediction(x, t)[0]).any())
 
 
+def test_the_noise_keeps_its_digits_in_single_precision() -> None:
+    """At σ = 1e-3 x and s·x̂0 agree in three digits; rounded to float32 each, ε̂ would be off by 6e-8/1e-3. It is found from x and x̂0 in
+    float64: what is left is the rounding of x̂0 itself, which prediction shows."""
+    level = PROCESS.level(sigma=1e-3)
+    x = torch.tensor([[0.7, -0.3, 0.9]])
+    for rule in (StaticThreshold(WIDE), DynamicThreshold(WIDE)):
+        data, noise = rule.prediction(x, float(level.t))
+        at = PROCESS.event_level(torch.tensor([float(level.t)], dtype=torch.float64))
+        wanted = (x.double() - at.scale * data.double()) / (at.scale * at.sigma)
+        torch.testing.assert_close(noise.double(), wanted, rtol=1e-6, atol=0)
+
+
 def test_the_static_rule_clamps() -> None:
     x = torch.tensor([[9.0, 0.1, -9.0]], dtype=torch.float64)
     plain = WIDE.prediction(x, 0.05)[0]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.integrate import quad
 
 from carom.domains import Euclidean
 from carom.processes import VE, VP, Diffusion, FlowMatching
@@ -70,6 +71,10 @@ def test_the_study_of_any_score_agrees_with_the_gaussian_one() -> None:
     assert found.prior == pytest.approx(closed.prior, rel=1e-6)
     assert found.entropy == pytest.approx(0.5 * math.log(2 * math.pi * math.e * 0.25), abs=1e-5)
     assert found.nll == pytest.approx(found.entropy + found.d_ode + found.prior)
+    # ∫σ³ (1/(.25 + σ²) − 1/(.5 + σ²))² dσ = ½∫ n/16 /((.25 + n)(.5 + n))² dn, from 0 and to where it has ended
+    density = lambda u: math.exp(2 * u) / 32 / ((0.25 + math.exp(u)) * (0.5 + math.exp(u))) ** 2  # by ln n
+    wanted = quad(density, -20, math.log(float(LINE.level(1.0).sigma) ** 2))[0]
+    assert found.jacobian == pytest.approx(wanted, abs=1e-5)
 
 
 def test_an_exact_score_of_a_mixture_costs_nothing_but_the_prior() -> None:
