@@ -184,7 +184,7 @@ class _FittedRBF(RBF):
         return self
 
     def values(self, x: Tensor, y: Tensor) -> Tensor:
-        return torch.exp(squared_distances(x, y) * (-0.5 / self.h))
+        return (squared_distances(x, y) * (-0.5 / self.h)).exp_()
 
     def slope_x(self, x: Tensor, y: Tensor, values: Tensor, weights: Tensor) -> Tensor:
         x, y = _centred(x, y)

@@ -51,8 +51,8 @@ class ParticleFlow(ODE):
         domain: where each particle lives; states are ``[*batch, count, *event]``.
         count: N ≥ 1.
         kernel: how particles feel one another; ``RBF()`` with the median rule by default.
-        block: at most so many pairs (or one particle's) are held at a time; the peak is about a hundred bytes for each. It has no effect on
-            the result beyond rounding.
+        block: at most so many pairs (or one particle's) are held at a time; no effect on the result beyond
+            rounding.
 
     Raises ``TypeError``/``ValueError`` for input that does not fit, and for kernels that measure straight distances on a torus.
     """
@@ -61,7 +61,7 @@ class ParticleFlow(ODE):
     #: whether sums over pairs run in float64 whatever the state's dtype
     in_double = False
 
-    def __init__(self, score: Target, domain: Domain, count: int, kernel: Kernel | None = None, *, block: int = 2**20):
+    def __init__(self, score: Target, domain: Domain, count: int, kernel: Kernel | None = None, *, block: int = 2**18):
         if not callable(score):
             raise TypeError(f"score: got {type(score).__name__}, expected a callable score(x) -> tensor of x's shape")
         kernel = RBF() if kernel is None else kernel
@@ -101,8 +101,15 @@ class ParticleFlow(ODE):
 
     def _by_block(self, function: Callable[[Tensor, Tensor], Tensor], x: Tensor, kernel: Kernel) -> Tensor:
         """function(some rows of x, their kernel values with all) for all rows, joined."""
-        rows = max(1, self.block // len(x))
-        return torch.cat([function(some, check_values(kernel.values(some, x), some, x)) for some in x.split(rows)])
+        size = max(1, self.block // len(x))
+        out: Tensor | None = None
+        for start in range(0, len(x), size):
+            some = x[start : start + size]
+            part = function(some, check_values(kernel.values(some, x), some, x))
+            # into one tensor: small results left between large blocks would keep the allocator from using their memory again
+            out = part.new_empty((len(x), *part.shape[1:])) if out is None else out
+            out[start : start + size] = part
+        return out  # type: ignore[return-value]
 
 
 def check_values(values: Tensor, x: Tensor, y: Tensor) -> Tensor:
@@ -133,7 +140,7 @@ class SVGD(ParticleFlow):
 class _Smoothing(ParticleFlow):
     """A flow that estimates the density of its particles."""
 
-    def __init__(self, score: Target, domain: Domain, count: int, kernel: Kernel | None = None, *, block: int = 2**20):
+    def __init__(self, score: Target, domain: Domain, count: int, kernel: Kernel | None = None, *, block: int = 2**18):
         super().__init__(score, domain, count, kernel, block=block)
         if not self.kernel.smooths:
             raise TypeError(
@@ -201,7 +208,7 @@ class GFSF(_Smoothing):
         tolerance: float = 1e-5,
         iterations: int = 500,
         legacy: bool = False,
-        block: int = 2**20,
+        block: int = 2**18,
     ):
         super().__init__(score, domain, count, kernel, block=block)
         self.ridge = number(ridge, "ridge", low=0.0)
