@@ -2,6 +2,7 @@
 
 from .ball import Ball
 from .domain import Domain, FoldedDomain, HeatKernel, KernelDomain
+from .ensemble import Ensemble
 from .euclidean import Euclidean
 from .hypercube import Hypercube
 from .orthant import Orthant
@@ -15,6 +16,7 @@ from .torus import Torus
 __all__ = [
     "Ball",
     "Domain",
+    "Ensemble",
     "Euclidean",
     "FoldedDomain",
     "HeatKernel",

@@ -8,6 +8,7 @@ from typing import Any
 
 from .ball import Ball
 from .domain import Domain
+from .ensemble import Ensemble
 from .euclidean import Euclidean
 from .hypercube import Hypercube
 from .orthant import Orthant
@@ -18,7 +19,8 @@ from .simplex import Simplex
 from .torus import Torus
 
 DOMAINS: dict[str, type[Domain]] = {
-    c.__name__: c for c in (Euclidean, Hypercube, Orthant, Torus, Simplex, RegularSimplex, Ball, Polytope, Product)
+    c.__name__: c
+    for c in (Euclidean, Hypercube, Orthant, Torus, Simplex, RegularSimplex, Ball, Polytope, Product, Ensemble)
 }
 
 
@@ -40,4 +42,6 @@ def domain_from_config(config: Mapping[str, Any]) -> Domain:
     """The inverse of ``domain.config()``."""
     if config.get("type") == "Product" and isinstance(config.get("domains"), Sequence):
         return Product(*(domain_from_config(part) for part in config["domains"]))
+    if config.get("type") == "Ensemble" and isinstance(config.get("domain"), Mapping):
+        return from_config({**config, "domain": domain_from_config(config["domain"])}, DOMAINS, "domain")
     return from_config(config, DOMAINS, "domain")

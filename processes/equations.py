@@ -74,6 +74,8 @@ class Equation(ABC):
     direction: int = 0
     domain: Domain
     wall: Wall = Wall()
+    #: the wall of a run that names none, where it is not for the solver to choose
+    usual_wall: Wall | None = None
     condition: Mapping[str, Any] = {}
 
     @abstractmethod

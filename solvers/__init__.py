@@ -37,6 +37,7 @@ from .grids import (
 )
 from .half_line import LepingleEulerMaruyama
 from .inpainting import Inpaint, inpaint
+from .kernels import RBF, Bandwidth, FixedBandwidth, Kernel, LinearKernel, MedianBandwidth, PercentileBandwidth
 from .langevin import AnnealedLangevin, LangevinCorrector, PredictorCorrector
 from .likelihood import BitsPerDim, Likelihood, bits_per_dim, log_likelihood
 from .linear import LinearSolver, Reading, Stage
@@ -44,6 +45,7 @@ from .loop import integrate, sample, solve
 from .multistep import ExponentialAdams, falling_end, rising, singlestep_start
 from .noise import BrownianPath, Noise, SampleNoise, WhiteNoise
 from .onestep import DDIM, Ancestral, ReverseDiffusion
+from .particles import GFSD, GFSF, SVGD, Blob, ParticleFlow
 from .runge_kutta import (
     BOGACKI_SHAMPINE,
     DORMAND_PRINCE,
@@ -107,7 +109,9 @@ __all__ = [
     "Ancestral",
     "AnnealedLangevin",
     "BOGACKI_SHAMPINE",
+    "Bandwidth",
     "BitsPerDim",
+    "Blob",
     "BrownianPath",
     "Cover",
     "DDIM",
@@ -125,6 +129,9 @@ __all__ = [
     "Exact",
     "ExponentialAdams",
     "FirstPassage",
+    "FixedBandwidth",
+    "GFSD",
+    "GFSF",
     "HEUN",
     "Heun",
     "Hutchinson",
@@ -132,19 +139,25 @@ __all__ = [
     "Info",
     "Inpaint",
     "KUTTA3",
+    "Kernel",
     "LangevinCorrector",
     "LepingleEulerMaruyama",
     "Likelihood",
+    "LinearKernel",
     "LinearSolver",
     "MIDPOINT",
+    "MedianBandwidth",
     "Milstein",
     "Noise",
     "Oblique",
+    "ParticleFlow",
     "Penalise",
+    "PercentileBandwidth",
     "PredictionResidual",
     "PredictorCorrector",
     "Project",
     "RALSTON",
+    "RBF",
     "RK4",
     "Reading",
     "Record",
@@ -160,6 +173,7 @@ __all__ = [
     "RungeKutta",
     "SASolver",
     "SOLVERS",
+    "SVGD",
     "SampleNoise",
     "ScoreStatistics",
     "SecondMoment",

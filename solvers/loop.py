@@ -124,8 +124,8 @@ def solve(
         x: initial states ``[*batch, *event]`` inside the domain, float32 or float64 (a NumPy array will do).
         times: strictly monotone, in the direction in which the equation runs; kept in float64.
         noise: a recipe; ``WhiteNoise()`` unless told. Each solve opens it anew.
-        wall: ``None`` for the default: none on Euclidean domains; else the solver's own, ``Project`` for ODEs, ``Cover`` for
-            stochastic multi-stage rules on a FoldedDomain, ``Reflect`` otherwise.
+        wall: ``None`` for the default: none on Euclidean domains; else the equation's own or the solver's, ``Project`` for ODEs,
+            ``Cover`` for stochastic multi-stage rules on a FoldedDomain, ``Reflect`` otherwise.
         save: ``None``; "all"; an int k for every k-th state (and the last); or a sequence of times of the grid.
         callback: called with an :class:`Info` after each step.
         progress: show a bar.
@@ -243,6 +243,8 @@ def default_wall(equation: Equation, solver: Solver) -> Wall:
     """The wall of a run that names none."""
     if isinstance(equation.domain, Euclidean):
         return Wall()
+    if equation.usual_wall is not None:
+        return equation.usual_wall
     if solver.wall is not None:
         return solver.wall
     if not equation.stochastic and not solver.stochastic:

@@ -125,6 +125,26 @@ def line_plot(
     return _save(figure, path, tight=True)
 
 
+def particle_paths(trajectory: Any, path: str | Path, *, title: str | None = None) -> Path:
+    """Where particles of a plane came from, how they went and where they rest.
+
+    Args: trajectory: ``[saved, N, 2]``, e.g. ``Solution.trajectory[:, 0]`` of a run of one ensemble.
+    """
+    states = torch.as_tensor(trajectory).detach().cpu()
+    if states.dim() != 3 or states.shape[-1] != 2 or not len(states):
+        raise ValueError(f"trajectory: got shape {tuple(states.shape)}, expected [saved, N, 2]: particles of a plane")
+    figure = _figure(4.5, 4.5)
+    axes = figure.add_subplot()
+    axes.plot(*states.unbind(-1), color="0.75", linewidth=0.5)
+    axes.scatter(*states[0].T, s=6, color="0.6", label="start")
+    axes.scatter(*states[-1].T, s=10, color="tab:blue", label="end", zorder=3)
+    axes.set_aspect("equal")
+    axes.legend(fontsize=8)
+    if title:
+        axes.set_title(title, fontsize=10)
+    return _save(figure, path, tight=True)
+
+
 def _pixels(x: Any, low: float, high: float) -> np.ndarray:
     """``[n, H, W, 3]`` within [0, 1]."""
     x = torch.as_tensor(x).detach().to("cpu", torch.float32)

@@ -1,0 +1,269 @@
+r"""Particle flows: N particles that move towards a density p and keep one another apart.
+
+Each is an :class:`~carom.processes.ODE` of a whole *ensemble*, dx_i = v_i dt with x ``[*batch, N, *event]``, which any solver of ODEs runs:
+an ensemble is one sample, so that step control, status and batches work per ensemble, and ensembles of a batch never meet. v is the
+Wasserstein gradient of KL(q‖p), with q's score estimated through a kernel K_ij = k(x_i, x_j), g_i = ∇log p(x_i), c_i = Σ_j K_ij:
+
+====  =============================================================================  ==================================================
+flow  v_i                                                                            at rest
+====  =============================================================================  ==================================================
+SVGD  (1/N) Σ_j [K_ij g_j + ∂K_ij/∂x_j]                                              the same states as GFSF's: N v_SVGD = K v_GFSF
+GFSF  g_i + (K⁻¹ S)_i, S_i = Σ_j ∂K_ij/∂x_j                                          those
+GFSD  g_i − Σ_j ∂K_ij/∂x_i / c_i                                                     on a Gaussian of variance v: about v − h
+Blob  g_i − Σ_j ∂K_ij/∂x_i · (1/c_i + 1/c_j)                                         between the two
+====  =============================================================================  ==================================================
+
+With the Gaussian kernel ∂K_ij/∂x_j = K_ij (x_i − x_j)/h. The 1/N of SVGD, which the lecture notes leave to the step size, is written out.
+Sums over pairs run in blocks, so that memory grows with N and not with N².
+
+At walls particles are reflected (a projection would put several on the same point of the wall, and particles that have met move as one
+ever after). The kernel does not know the walls: within √h of them the density at rest differs from p, with SVGD because the Stein identity
+lacks its boundary term, with the others because their estimate of q lacks what lies beyond. A kernel that vanishes at the walls,
+k(x, y) = b(x) b(y) k₀(x, y), removes it from SVGD.
+
+Sources: Liu & Wang 2016 (SVGD), Chen et al. 2018 (Blob), Liu et al. 2019 (GFSD, GFSF), Li & Turner 2018 (GFSF's estimate).
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..domains import Domain, Ensemble, Euclidean, Product, Torus
+from ..domains.tensors import is_int, number
+from ..processes import ODE
+from ..processes.equations import check_field
+from .kernels import RBF, Kernel
+from .walls import Reflect
+
+Target = Callable[..., Tensor]
+
+
+class ParticleFlow(ODE):
+    """The equation of an ensemble of ``count`` particles in ``domain``; a subclass gives ``velocity``.
+
+    Args:
+        score: the target's score, a callable x ``[N, *event]`` → ∇log p(x) of the same shape, for one ensemble at a time. Of a score(x, t)
+            take one level: ``lambda x: score(x, 0.01)``.
+        domain: where each particle lives; states are ``[*batch, count, *event]``.
+        count: N ≥ 1.
+        kernel: how particles feel one another; ``RBF()`` with the median rule by default.
+        block: at most so many pairs (or one particle's) are held at a time; no effect on the result beyond
+            rounding.
+
+    Raises ``TypeError``/``ValueError`` for input that does not fit, and for kernels that measure straight distances on a torus.
+    """
+
+    usual_wall = Reflect()
+    #: whether sums over pairs run in float64 whatever the state's dtype
+    in_double = False
+
+    def __init__(self, score: Target, domain: Domain, count: int, kernel: Kernel | None = None, *, block: int = 2**18):
+        if not callable(score):
+            raise TypeError(f"score: got {type(score).__name__}, expected a callable score(x) -> tensor of x's shape")
+        kernel = RBF() if kernel is None else kernel
+        if not isinstance(kernel, Kernel):
+            raise TypeError(f"kernel: got {kernel!r}, expected a Kernel, e.g. RBF(MedianBandwidth())")
+        if not is_int(block, 1):
+            raise ValueError(f"block: got {block!r}, expected how many pairs are held at a time, an int of at least 1")
+        points = Ensemble(domain, count)
+        if kernel.straight and _identifies_points(domain):
+            raise TypeError(
+                f"kernel: got {kernel!r} on {domain!r}, where opposite ends are one and the same, expected a periodic kernel; derive one "
+                "from Kernel"
+            )
+        super().__init__(score, Euclidean(points.event_shape) if isinstance(domain, Euclidean) else points)
+        self.score, self.count, self.kernel, self.block = score, count, kernel, block
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.count} particles, {self.kernel!r})"
+
+    @abstractmethod
+    def velocity(self, x: Tensor, g: Tensor, kernel: Kernel) -> Tensor:
+        """v of one ensemble ``[N, d]`` with the target's scores g ``[N, d]`` and a kernel fitted to it."""
+
+    def _field(self, x: Tensor, t: Tensor) -> Tensor:
+        # one ensemble at a time: then it is the same to the bit alone and in any batch
+        ensembles = x.reshape(-1, *self.domain.event_shape)
+        return torch.stack([self._of_one(u) for u in ensembles]).reshape(x.shape) if len(ensembles) else x.clone()
+
+    def _of_one(self, x: Tensor) -> Tensor:
+        g = check_field(self.score(x, **self.condition), x)
+        dtype = torch.float64 if self.in_double else x.dtype
+        flat, g = (v.reshape(self.count, -1).to(dtype) for v in (x, g))
+        return self.velocity(flat, g, self.kernel.fitted(flat)).reshape(x.shape).to(x.dtype)
+
+    def rows(self, index: Tensor) -> ParticleFlow:
+        return self
+
+    def _by_block(self, function: Callable[[Tensor, Tensor], Tensor], x: Tensor, kernel: Kernel) -> Tensor:
+        """function(some rows of x, their kernel values with all) for all rows, joined."""
+        size = max(1, self.block // len(x))
+        out: Tensor | None = None
+        for start in range(0, len(x), size):
+            some = x[start : start + size]
+            part = function(some, check_values(kernel.values(some, x), some, x))
+            # into one tensor: small results left between large blocks would keep the allocator from using their memory again
+            out = part.new_empty((len(x), *part.shape[1:])) if out is None else out
+            out[start : start + size] = part
+        return out  # type: ignore[return-value]
+
+
+def check_values(values: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """A kernel's values, or an error that says what they should be."""
+    if values.shape != (len(x), len(y)) or values.dtype != x.dtype:
+        raise ValueError(
+            f"kernel: got values of shape {tuple(values.shape)} and {values.dtype} for {len(x)} and {len(y)} particles, expected "
+            f"{(len(x), len(y))} and {x.dtype}: k(x_i, y_j) for all pairs"
+        )
+    return values
+
+
+def _identifies_points(domain: Domain) -> bool:
+    return isinstance(domain, Torus) or (isinstance(domain, Product) and any(map(_identifies_points, domain.domains)))
+
+
+class SVGD(ParticleFlow):
+    """Stein variational gradient descent: v_i = (1/N) Σ_j [K_ij g_j + ∂K_ij/∂x_j]; one pass over the pairs.
+
+    The one flow that estimates no density, and takes any kernel: with ``LinearKernel()`` it meets the mean and the covariance of a
+    Gaussian target exactly. Particles far from all others hardly move. Arguments: see :class:`ParticleFlow`. Liu & Wang 2016, eq. 8.
+    """
+
+    def velocity(self, x: Tensor, g: Tensor, kernel: Kernel) -> Tensor:
+        return self._by_block(lambda u, k: k @ g + kernel.slope_y(u, x, k), x, kernel) / len(x)
+
+
+class _Smoothing(ParticleFlow):
+    """A flow that estimates the density of its particles."""
+
+    def __init__(self, score: Target, domain: Domain, count: int, kernel: Kernel | None = None, *, block: int = 2**18):
+        super().__init__(score, domain, count, kernel, block=block)
+        if not self.kernel.smooths:
+            raise TypeError(
+                f"kernel: got {self.kernel!r} for {type(self).__name__}, expected one that is positive and falls off, e.g. RBF(); "
+                "SVGD takes any"
+            )
+
+
+class GFSD(_Smoothing):
+    """Gradient flow with a smoothed density: v_i = g_i − ∇log q̂(x_i), q̂ = Σ_j k(·, x_j); one pass over the pairs.
+
+    q̂ is wider than the particles by h, so they come to rest too narrow by it. Arguments: see :class:`ParticleFlow`. Liu et al. 2019.
+    """
+
+    def velocity(self, x: Tensor, g: Tensor, kernel: Kernel) -> Tensor:
+        ones = x.new_ones(len(x))
+        return g - self._by_block(lambda u, k: kernel.slope_x(u, x, k, ones) / k.sum(1, keepdim=True), x, kernel)
+
+
+class Blob(_Smoothing):
+    """The gradient flow of the smoothed free energy Σ_i log q̂(x_i): GFSD's velocity less Σ_j ∂K_ij/∂x_i / c_j; two passes.
+
+    Arguments: see :class:`ParticleFlow`. Carrillo, Craig & Patacchini 2019; Chen et al. 2018, eq. 17.
+    """
+
+    def velocity(self, x: Tensor, g: Tensor, kernel: Kernel) -> Tensor:
+        mass = self._by_block(lambda u, k: k.sum(1), x, kernel)
+        ones = torch.ones_like(mass)
+
+        def repulsion(u: Tensor, k: Tensor) -> Tensor:
+            return kernel.slope_x(u, x, k, ones) / k.sum(1, keepdim=True) + kernel.slope_x(u, x, k, 1 / mass)
+
+        return g - self._by_block(repulsion, x, kernel)
+
+
+class GFSF(_Smoothing):
+    """Gradient flow with smoothed test functions: v_i = g_i + ((K + ρI)⁻¹ S)_i, S_i = Σ_j ∂K_ij/∂x_j, ρ = ridge · max K.
+
+    Up to ``dense`` particles by Cholesky, beyond by conjugate gradients on blocks of K; in float64, for K's eigenvalues fall off fast. An
+    ensemble for which that fails (K not positive at ridge 0 as where particles have met, or no convergence) becomes NaN, so that its
+    status tells.
+
+    Args:
+        ridge: ρ/max K ≥ 0; at 0 N v_SVGD = K v_GFSF. Some is needed where particles are closer than √h.
+        dense: N up to which K is held whole, 8 N² bytes a few times over.
+        tolerance, iterations: of conjugate gradients: |residual| / |S| asked for, and how many passes over the pairs it may take.
+        legacy: (K + ρI)⁻¹ acts on S + Kx/h, and x/h is taken off again, as in published code: the same at ridge 0, but with any ridge it
+            depends on where the origin is. For ``RBF`` kernels.
+        others: see :class:`ParticleFlow`.
+
+    Liu et al. 2019; Li & Turner 2018, eq. 11 (the ridge).
+    """
+
+    in_double = True
+
+    def __init__(
+        self,
+        score: Target,
+        domain: Domain,
+        count: int,
+        kernel: Kernel | None = None,
+        *,
+        ridge: float = 1e-3,
+        dense: int = 4096,
+        tolerance: float = 1e-5,
+        iterations: int = 500,
+        legacy: bool = False,
+        block: int = 2**18,
+    ):
+        super().__init__(score, domain, count, kernel, block=block)
+        self.ridge = number(ridge, "ridge", low=0.0)
+        self.tolerance = number(tolerance, "tolerance", low=0.0, high=1.0, open_low=True)
+        if not is_int(dense, 0) or not is_int(iterations, 1):
+            raise ValueError(f"dense, iterations: got {dense!r}, {iterations!r}, expected ints of at least 0 and 1")
+        if count > dense and not self.ridge:
+            raise ValueError(
+                f"ridge: got 0 for {count} particles, expected one above 0 for more than dense = {dense}: conjugate gradients do not "
+                "converge without"
+            )
+        if legacy and not isinstance(self.kernel, RBF):
+            raise TypeError(f"legacy: got the kernel {self.kernel!r}, expected an RBF, whose h the formula holds")
+        self.dense, self.iterations, self.legacy = dense, iterations, legacy
+
+    def velocity(self, x: Tensor, g: Tensor, kernel: Kernel) -> Tensor:
+        if self.legacy:
+            shift = x / kernel.h  # type: ignore[attr-defined]
+            right = self._by_block(lambda u, k: kernel.slope_y(u, x, k) + k @ shift, x, kernel)
+            return g + self._solved(x, right, kernel) - shift
+        right = self._by_block(lambda u, k: kernel.slope_y(u, x, k), x, kernel)
+        return g + self._solved(x, right, kernel)
+
+    def _solved(self, x: Tensor, right: Tensor, kernel: Kernel) -> Tensor:
+        """(K + ρI)⁻¹ right."""
+        if len(x) <= self.dense:
+            whole = kernel.values(x, x)
+            shift = self.ridge * whole.detach().amax() * torch.eye(len(x), dtype=x.dtype, device=x.device)
+            factor, info = torch.linalg.cholesky_ex(whole + shift)
+            return torch.where(info > 0, torch.nan, torch.cholesky_solve(right, factor))
+        top = self._by_block(lambda u, k: k.amax(1), x, kernel).detach().amax()
+        return conjugate_gradients(
+            lambda v: self._by_block(lambda u, k: k @ v, x, kernel) + self.ridge * top * v,
+            right,
+            self.tolerance,
+            self.iterations,
+        )
+
+
+def conjugate_gradients(apply: Callable[[Tensor], Tensor], right: Tensor, tolerance: float, iterations: int) -> Tensor:
+    """x with apply(x) = right, column by column ``[n, k]``, until each |residual| ≤ tolerance·|right|; NaN if it takes more."""
+    x, r = torch.zeros_like(right), right
+    p, rr = r, (r * r).sum(0)
+    goal = tolerance**2 * rr
+    for _ in range(iterations):
+        if bool((rr <= goal).all()):
+            return x
+        moved = apply(p)
+        alpha = _ratio(rr, (p * moved).sum(0))
+        x, r = x + alpha * p, r - alpha * moved
+        before, rr = rr, (r * r).sum(0)
+        p = r + _ratio(rr, before) * p
+    return torch.where((rr <= goal).all(), x, torch.nan)
+
+
+def _ratio(a: Tensor, b: Tensor) -> Tensor:
+    """a/b, 0 where b is: a column that is solved stays."""
+    return torch.where(b == 0, 0.0, a / torch.where(b == 0, 1.0, b))
