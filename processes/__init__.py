@@ -2,6 +2,7 @@
 
 from .diffusion import Diffusion, Level, data_form, noise_form, retime
 from .equations import ODE, SDE, Equation, ForwardSDE, ProbabilityFlow, ReverseSDE, Wall
+from .langevin import Kinetic, Langevin, RiemannianLangevin
 from .learned import Learned
 from .registry import process_from_config, schedule_from_config
 from .schedule import Schedule, UnitScale, VariancePreserving
@@ -19,10 +20,13 @@ __all__ = [
     "Equation",
     "FlowMatching",
     "ForwardSDE",
+    "Kinetic",
+    "Langevin",
     "Learned",
     "Level",
     "ProbabilityFlow",
     "ReverseSDE",
+    "RiemannianLangevin",
     "Schedule",
     "SubVP",
     "UnitScale",

@@ -37,10 +37,12 @@ from .grids import (
 )
 from .half_line import LepingleEulerMaruyama
 from .inpainting import Inpaint, inpaint
+from .kinetic import BAOAB, OBABO
 from .langevin import AnnealedLangevin, LangevinCorrector, PredictorCorrector
 from .likelihood import BitsPerDim, Likelihood, bits_per_dim, log_likelihood
 from .linear import LinearSolver, Reading, Stage
 from .loop import integrate, sample, solve
+from .metropolis import MALA
 from .multistep import ExponentialAdams, falling_end, rising, singlestep_start
 from .noise import BrownianPath, Noise, SampleNoise, WhiteNoise
 from .onestep import DDIM, Ancestral, ReverseDiffusion
@@ -98,6 +100,8 @@ SOLVERS: tuple[type[Solver], ...] = (
     ReflectedStrang,
     LepingleEulerMaruyama,
 )
+#: rules for equations of their own, which generate from no diffusion process
+LANGEVIN_SOLVERS: tuple[type[Solver], ...] = (MALA, BAOAB, OBABO)
 
 __all__ = [
     "Adams",
@@ -106,6 +110,7 @@ __all__ = [
     "AnalyticDPM",
     "Ancestral",
     "AnnealedLangevin",
+    "BAOAB",
     "BOGACKI_SHAMPINE",
     "BitsPerDim",
     "BrownianPath",
@@ -132,13 +137,16 @@ __all__ = [
     "Info",
     "Inpaint",
     "KUTTA3",
+    "LANGEVIN_SOLVERS",
     "LangevinCorrector",
     "LepingleEulerMaruyama",
     "Likelihood",
     "LinearSolver",
+    "MALA",
     "MIDPOINT",
     "Milstein",
     "Noise",
+    "OBABO",
     "Oblique",
     "Penalise",
     "PredictionResidual",
