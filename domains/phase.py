@@ -74,9 +74,9 @@ class Phase(Domain):
         (position, velocity), (move, kick) = self.split(x), self.split(displacement)
         ndim, after = len(self.base.event_shape), velocity + kick
         inside = expand_right(self.base.contains(position + move), ndim)
-        moved = self.base.reflect(position, move)
-        # the path's end, differentiated by its length, is the mirrored move; by the velocity instead, the mirrored velocity
-        _, mirrored = torch.func.jvp(lambda d: self.base.reflect(position, d), (move,), (after,))
+        # the path's end, differentiated along the velocity, is the velocity after the last bounce; curved walls bend what is not along
+        # the path, so that a kick within a move keeps its size alone
+        moved, mirrored = torch.func.jvp(lambda d: self.base.reflect(position, d), (move,), (after,))
         speed, was = (event_sum(w * w, ndim).sqrt() for w in (mirrored, after))
         mirrored = mirrored * expand_right(was / speed.clamp(min=torch.finfo(x.dtype).tiny), ndim)
         return self.join(moved, torch.where(inside, after, mirrored))
