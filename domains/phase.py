@@ -76,7 +76,7 @@ class Phase(Domain):
         inside = expand_right(self.base.contains(position + move), ndim)
         # the path's end, differentiated along the velocity, is the velocity after the last bounce; curved walls bend what is not along
         # the path, so that a kick within a move keeps its size alone
-        moved, mirrored = torch.func.jvp(lambda d: self.base.reflect(position, d), (move,), (after,))
+        moved, mirrored, *_ = torch.func.jvp(lambda d: self.base.reflect(position, d), (move,), (after,))
         speed, was = (event_sum(w * w, ndim).sqrt() for w in (mirrored, after))
         mirrored = mirrored * expand_right(was / speed.clamp(min=torch.finfo(x.dtype).tiny), ndim)
         return self.join(moved, torch.where(inside, after, mirrored))
@@ -94,7 +94,7 @@ class FoldedPhase(Phase, FoldedDomain):
         position, velocity = self.split(u)
         x, back = self.base.fold(position)
         # folds are isometries: the transpose of ``back`` is its inverse
-        _, forth = torch.func.vjp(back, velocity)
+        _, forth, *_ = torch.func.vjp(back, velocity)
         return self.join(x, forth(velocity)[0]), lambda w: self.join(*(back(part) for part in self.split(w)))
 
     def reflect(self, x: Tensor, displacement: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Schedules, the forward diffusion and the equations that solvers integrate."""
 
+from .critically_damped import CriticallyDamped, ForwardKinetic, KineticFlow, PhaseGaussian, ReverseKinetic
 from .diffusion import Diffusion, Level, data_form, noise_form, retime
 from .equations import ODE, SDE, Equation, ForwardSDE, ProbabilityFlow, ReverseSDE, Wall
 from .langevin import Kinetic, Langevin, RiemannianLangevin
@@ -15,16 +16,21 @@ __all__ = [
     "VE",
     "VP",
     "CosineVP",
+    "CriticallyDamped",
     "Diffusion",
     "Discrete",
     "Equation",
     "FlowMatching",
+    "ForwardKinetic",
     "ForwardSDE",
     "Kinetic",
+    "KineticFlow",
     "Langevin",
     "Learned",
     "Level",
+    "PhaseGaussian",
     "ProbabilityFlow",
+    "ReverseKinetic",
     "ReverseSDE",
     "RiemannianLangevin",
     "Schedule",

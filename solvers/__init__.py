@@ -15,6 +15,7 @@ from .analytic import (
 )
 from .bookkeeping import Info
 from .churn import EDMStochastic, Restart, RestartInterval
+from .critically_damped import SSCS
 from .divergence import Divergence, Exact, Hutchinson
 from .dpm import DPMSolver, DPMSolverPP, dpm_solver_fast
 from .editing import edit, interpolate
@@ -101,7 +102,7 @@ SOLVERS: tuple[type[Solver], ...] = (
     LepingleEulerMaruyama,
 )
 #: rules for equations of their own, which generate from no diffusion process
-LANGEVIN_SOLVERS: tuple[type[Solver], ...] = (MALA, BAOAB, OBABO)
+LANGEVIN_SOLVERS: tuple[type[Solver], ...] = (MALA, BAOAB, OBABO, SSCS)
 
 __all__ = [
     "Adams",
@@ -168,6 +169,7 @@ __all__ = [
     "RungeKutta",
     "SASolver",
     "SOLVERS",
+    "SSCS",
     "SampleNoise",
     "ScoreStatistics",
     "SecondMoment",
