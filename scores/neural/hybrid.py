@@ -25,7 +25,7 @@ from .levels import draw_uniforms
 
 @dataclass(frozen=True)
 class HybridScoreMatching:
-    r""":math:`E_t\, w(t)\,\tfrac1d |score(u_t, t)/ℓ_t + ε_v|^2`, t uniform in strata: the error in units of the noise.
+    r""":math:`E_t\, w(t)\,\tfrac1d |score(u_t, t)/ℓ_t + ε_v|^2`, t uniform in strata: the error in units of noise.
 
     Its minimiser is ∇_v log p_t, for any w > 0. A score of zero has loss 1.
 
@@ -34,7 +34,7 @@ class HybridScoreMatching:
         t_min: training times are uniform on [t_min, 1], 0 < t_min < 1.
         weight: w, a function of t ``[*batch]``; 1 by default, the published choice for samples. That of maximum likelihood is β(t) ℓ_t².
 
-    ``objective(score, x0, generator=, **condition)`` → scalar; score is any callable (u, t) → ``[*batch, *event]``, t as ``[*batch, 1, …]``.
+    ``objective(score, x0, generator=, **condition)`` → scalar; score is any callable (u, t) → ``[*batch, *event]``, t ``[*batch, 1, …]``.
 
     Dockhorn, Vahdat & Kreis 2022, eq. 8 and §3.2.
     """
