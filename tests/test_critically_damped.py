@@ -291,7 +291,7 @@ def test_the_target_has_the_score_for_its_mean_where_everything_is_linear() -> N
 
 
 def test_a_network_learns_the_score() -> None:
-    """A mixed score with a small network, 300 steps: it closes more than half of the gap to the loss of the exact score (.127 to .081 here)."""
+    """A mixed score with a small network, 300 steps: it closes over half of the gap to the loss of the exact score (.127 to .081 here)."""
     torch.manual_seed(0)
     process = CriticallyDamped(Euclidean((1,)))
     exact = VelocityMixtureScore(process, [0.5, 0.5], [-1.0, 1.0], 0.05)
