@@ -67,6 +67,7 @@ def solvers(
     names: Annotated[bool, typer.Option("--names", help="The names that sample --solver takes, one a line.")] = False,
 ) -> None:
     """The solvers and their facts."""
+    from .solvers import LANGEVIN_SOLVERS
     from .solvers import SOLVERS as classes
 
     if names:
@@ -77,7 +78,7 @@ def solvers(
         return typer.echo(solver_page(), nl=False)
 
     table = Table(title="Solvers")
-    facts = [cls.facts() for cls in classes]
+    facts = [cls.facts() for cls in (*classes, *LANGEVIN_SOLVERS)]
     shown = [name for name in facts[0] if name != "source" or console.width >= 120]
     for name in shown:
         table.add_column(name, no_wrap=name == "solver")

@@ -30,6 +30,9 @@ Stochastic rules that read the field more than once, or remember it, need `Cover
 that fold (`Hypercube`, `Orthant`, `Torus`, `Simplex`). `ReflectedStrang` has weak order 2 where the drift's normal component vanishes at
 the wall, and 1 otherwise. Half-lines with constant noise: `LepingleEulerMaruyama`.
 
+**Langevin dynamics.** `Langevin` by `EulerMaruyama` (ULA) has a stationary law that errs by O(h), by `MALA` the law itself. `Kinetic` by
+`BAOAB` is the choice for averages over positions; walls are specular. `CriticallyDamped` generates by `SSCS(2)`.
+
 **To a tolerance.** `AdaptiveODE` and `AdaptiveSDE` choose steps for each sample on its own; `method="exponential"` needs
 the fewest evaluations down to errors of about 1e-4, "dopri5" and "tsit5" beyond. `AdaptiveSDE` draws a Brownian path for each
 sample: with a score that costs next to nothing that is what it costs, a tenth of a second or more a sample.
@@ -69,9 +72,9 @@ Median relative error of the probability flow, every peer given exact prediction
 
 def solver_page() -> str:
     """The page: a table of class facts, and how to choose."""
-    from .solvers import SOLVERS
+    from .solvers import LANGEVIN_SOLVERS, SOLVERS
 
-    facts = [cls.facts() for cls in SOLVERS]
+    facts = [cls.facts() for cls in (*SOLVERS, *LANGEVIN_SOLVERS)]
     lines = [" | ".join(facts[0]), " | ".join("---" for _ in facts[0])]
     lines += [" | ".join(value.replace("|", "\\|") for value in row.values()) for row in facts]
     table = "".join(f"| {line} |\n" for line in lines)

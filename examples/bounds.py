@@ -12,6 +12,8 @@ for name, study in {  # data N(½, ¼) throughout
 }.items():
     print(name)
     print(f"  SDE: KL {study.kl_sde:.9f} = D_Fisher {study.fisher:.9f} + prior {study.prior:.2e} - gap {study.gap:.2e}")
-    print(f"  flow: KL {study.kl_ode:.9f} = D_Fisher {study.fisher:.9f} + prior {study.prior:.2e} + D_diff {study.d_diff:.2e}")
+    print(
+        f"  flow: KL {study.kl_ode:.9f} = D_Fisher {study.fisher:.9f} + prior {study.prior:.2e} + D_diff {study.d_diff:.2e}"
+    )
     assert abs(study.fisher + study.prior - study.gap - study.kl_sde) < 1e-12
     assert abs(study.fisher + study.prior + study.d_diff - study.kl_ode) < 1e-12

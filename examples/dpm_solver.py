@@ -17,4 +17,6 @@ for solver in (DDIM(), DPMSolver(1), DPMSolver(2), DPMSolver(3), DPMSolverPP(2),
         times = uniform_lambda(process, steps + 1, sigma_max=first, sigma_min=last)
         errors.append(float((solve(process.flow(problem.score), x, times, solver).x - exact).abs().max()))
     order = torch.tensor(errors[-2] / errors[-1]).log2()
-    print(f"{solver!s:16} errors {', '.join(f'{e:.1e}' for e in errors)}: order {float(order):.2f} (stated {solver.order})")
+    print(
+        f"{solver!s:16} errors {', '.join(f'{e:.1e}' for e in errors)}: order {float(order):.2f} (stated {solver.order})"
+    )

@@ -18,7 +18,9 @@ from carom.validation import problems
 problem = problems.cosine(0.8)  # 1 + 0.8 cos πx between walls: its diffused scores have a closed form
 process = Diffusion(Hypercube((1,)), VE(sigma_min=0.05))
 u = torch.rand(8000, 1, generator=torch.Generator().manual_seed(0))
-data = u[torch.rand(8000, 1, generator=torch.Generator().manual_seed(1)) * 1.8 < 1 + 0.8 * (torch.pi * u).cos()][:, None]
+data = u[torch.rand(8000, 1, generator=torch.Generator().manual_seed(1)) * 1.8 < 1 + 0.8 * (torch.pi * u).cos()][
+    :, None
+]
 x, t = torch.linspace(0.05, 0.95, 19)[:, None], float(process.level(sigma=0.2).t)
 exact = problem.score(x, float(problem.process.level(sigma=0.2).t))
 for objective in (DenoisingScoreMatching(), ImplicitScoreMatching(), SlicedScoreMatching()):

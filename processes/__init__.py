@@ -1,7 +1,9 @@
 """Schedules, the forward diffusion and the equations that solvers integrate."""
 
+from .critically_damped import CriticallyDamped, ForwardKinetic, KineticFlow, PhaseGaussian, ReverseKinetic
 from .diffusion import Diffusion, Level, data_form, noise_form, retime
 from .equations import ODE, SDE, Equation, ForwardSDE, ProbabilityFlow, ReverseSDE, Wall
+from .langevin import Kinetic, Langevin, RiemannianLangevin
 from .learned import Learned
 from .registry import process_from_config, schedule_from_config
 from .schedule import Schedule, UnitScale, VariancePreserving
@@ -14,15 +16,23 @@ __all__ = [
     "VE",
     "VP",
     "CosineVP",
+    "CriticallyDamped",
     "Diffusion",
     "Discrete",
     "Equation",
     "FlowMatching",
+    "ForwardKinetic",
     "ForwardSDE",
+    "Kinetic",
+    "KineticFlow",
+    "Langevin",
     "Learned",
     "Level",
+    "PhaseGaussian",
     "ProbabilityFlow",
+    "ReverseKinetic",
     "ReverseSDE",
+    "RiemannianLangevin",
     "Schedule",
     "SubVP",
     "UnitScale",

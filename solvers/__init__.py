@@ -15,6 +15,7 @@ from .analytic import (
 )
 from .bookkeeping import Info
 from .churn import EDMStochastic, Restart, RestartInterval
+from .critically_damped import SSCS
 from .divergence import Divergence, Exact, Hutchinson
 from .dpm import DPMSolver, DPMSolverPP, dpm_solver_fast
 from .editing import edit, interpolate
@@ -38,10 +39,12 @@ from .grids import (
 from .half_line import LepingleEulerMaruyama
 from .inpainting import Inpaint, inpaint
 from .kernels import RBF, Bandwidth, FixedBandwidth, Kernel, LinearKernel, MedianBandwidth, PercentileBandwidth
+from .kinetic import BAOAB, OBABO
 from .langevin import AnnealedLangevin, LangevinCorrector, PredictorCorrector
 from .likelihood import BitsPerDim, Likelihood, bits_per_dim, log_likelihood
 from .linear import LinearSolver, Reading, Stage
 from .loop import integrate, sample, solve
+from .metropolis import MALA
 from .multistep import ExponentialAdams, falling_end, rising, singlestep_start
 from .noise import BrownianPath, Noise, SampleNoise, WhiteNoise
 from .onestep import DDIM, Ancestral, ReverseDiffusion
@@ -100,6 +103,8 @@ SOLVERS: tuple[type[Solver], ...] = (
     ReflectedStrang,
     LepingleEulerMaruyama,
 )
+#: rules for equations of their own, which generate from no diffusion process
+LANGEVIN_SOLVERS: tuple[type[Solver], ...] = (MALA, BAOAB, OBABO, SSCS)
 
 __all__ = [
     "Adams",
@@ -108,6 +113,7 @@ __all__ = [
     "AnalyticDPM",
     "Ancestral",
     "AnnealedLangevin",
+    "BAOAB",
     "BOGACKI_SHAMPINE",
     "Bandwidth",
     "BitsPerDim",
@@ -140,15 +146,18 @@ __all__ = [
     "Inpaint",
     "KUTTA3",
     "Kernel",
+    "LANGEVIN_SOLVERS",
     "LangevinCorrector",
     "LepingleEulerMaruyama",
     "Likelihood",
     "LinearKernel",
     "LinearSolver",
+    "MALA",
     "MIDPOINT",
     "MedianBandwidth",
     "Milstein",
     "Noise",
+    "OBABO",
     "Oblique",
     "ParticleFlow",
     "Penalise",
@@ -174,6 +183,7 @@ __all__ = [
     "SASolver",
     "SOLVERS",
     "SVGD",
+    "SSCS",
     "SampleNoise",
     "ScoreStatistics",
     "SecondMoment",

@@ -67,11 +67,13 @@ class Milstein(EulerMaruyama):
         return [r._replace(coefficients=(*r.coefficients, h)) for r, h in zip(plan, halves, strict=True)]
 
     def step(self, equation: Equation, x: Tensor, record: Record, state: Any, noise: Any) -> tuple[Tensor, Any]:
-        moved, state = super().step(equation, x, record, state, noise)
-        slope = equation.spread_slope(x, record.t) if record.draws else None
+        # asked for once: a source gives new normals each time, and both terms need the same
+        draws = tuple(noise[k] for k in range(record.draws))
+        moved, state = super().step(equation, x, record, state, draws)
+        slope = equation.spread_slope(x, record.t) if draws else None
         if slope is None:
             return moved, state
-        return torch.addcmul(moved, record.coefficients[1] * slope, noise[0] * noise[0] - 1), state
+        return torch.addcmul(moved, record.coefficients[1] * slope, draws[0] * draws[0] - 1), state
 
 
 class ReflectedStrang(Solver):

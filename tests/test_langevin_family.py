@@ -1,0 +1,442 @@
+"""Langevin dynamics in a time of their own: stationary laws by quadrature and linear algebra, detailed balance move by move."""
+
+import itertools
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from carom.domains import Ball, Euclidean, Hypercube, Orthant, Torus
+from carom.processes import SDE, VP, Diffusion, Langevin, RiemannianLangevin
+from carom.scores import GaussianMixtureScore
+from carom.solvers import (
+    MALA,
+    EulerMaruyama,
+    Milstein,
+    SampleNoise,
+    SolveError,
+    Solver,
+    Status,
+    WhiteNoise,
+    bind,
+    solve,
+)
+from carom.validation import convergence_order, expectation, propagate_moments
+
+F64 = torch.float64
+LINE, PLANE = Euclidean((1,)), Euclidean((2,))
+ONE = torch.eye(1, dtype=F64)
+
+
+def f64(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=F64)
+
+
+def steps(span: float, n: int) -> Tensor:
+    return torch.linspace(0, span, n + 1, dtype=F64)
+
+
+def skewed(x: Tensor) -> Tensor:
+    """log p of .3 N(−1, .2²) + .7 N(.8, .3²), M1 of formulas.md."""
+    logs = [math.log(w / s) - 0.5 * ((x[..., 0] - m) / s) ** 2 for w, m, s in ((0.3, -1.0, 0.2), (0.7, 0.8, 0.3))]
+    return torch.stack(logs).logsumexp(0) - 0.5 * math.log(2 * math.pi)
+
+
+# ---------------------------------------------------------------------------------------------------- unadjusted Langevin (ULA)
+
+
+def test_the_stationary_variance_of_ula_on_a_gaussian() -> None:
+    """§7: v/(1 − h/2v), .277777777778 for v = .25, h = .05; the start is forgotten by .8 a step."""
+    equation = Langevin(lambda x: -x / 0.25, LINE)
+    _, variance = propagate_moments(equation, EulerMaruyama(), steps(0.05 * 160, 160), torch.zeros(1, dtype=F64), ONE)
+    assert float(variance) == pytest.approx(0.25 / (1 - 0.05 / 0.5), abs=1e-13)
+    assert float(variance) == pytest.approx(0.277777777778, abs=5e-13)
+
+
+@pytest.mark.parametrize(("t", "want"), [(0.5, 0.0694496427597), (1.0, 0.0196812793868), (2.0, 0.0023370658084)])
+def test_relative_entropy_falls_as_it_should(t: float, want: float) -> None:
+    """§7: KL(q_t | N(0, 1)) from N(.5, .25), at weak order 1 in the step."""
+
+    def divergence(n: int) -> Tensor:
+        mean, variance = propagate_moments(
+            Langevin(lambda x: -x, LINE), EulerMaruyama(), steps(t, n), f64(0.5), 0.25 * ONE
+        )
+        return 0.5 * (variance[0, 0] + mean[0] ** 2 - 1 - variance[0, 0].log())
+
+    slopes = convergence_order(divergence, (64, 128, 256, 512), want)
+    # at t = 2 the error's second order is still a twentieth of the first
+    assert float(slopes[-1]) == pytest.approx(1.0, abs=0.06)
+
+
+def test_between_walls_the_law_is_kept_up_to_the_order_of_the_step() -> None:
+    """p ∝ e^{2x} on [0, 1]: ∫ p E[f(X_1)|x] dx − ∫ p f falls at order 1; for the uniform law it is rounding."""
+    nodes, weights = (torch.tensor(v) for v in np.polynomial.legendre.leggauss(60))
+    x, w = 0.5 * (1 + nodes)[:, None], 0.5 * weights
+    f = lambda u: torch.cos(math.pi * u)
+
+    def drift(rate: float, n: int) -> float:
+        equation = Langevin(lambda u: torch.full_like(u, rate), Hypercube((1,)))
+        p = w * (rate * x[:, 0]).exp()
+        p = p / p.sum()
+        return float(p @ (expectation(equation, EulerMaruyama(), steps(1.0, n), f)(x) - f(x))[:, 0])
+
+    assert abs(drift(0.0, 8)) < 1e-12
+    slopes = convergence_order(lambda n: drift(2.0, n), (16, 32, 64))
+    assert slopes.tolist() == pytest.approx([1.0, 1.0], abs=0.1)
+
+
+def test_milstein_is_euler_maruyama_where_noise_does_not_depend_on_the_state() -> None:
+    equation, x = Langevin(lambda x: -(x**3), LINE), f64(0.3, -1.0)[:, None]
+    runs = [solve(equation, x, steps(1, 10), rule, noise=WhiteNoise(0)).x for rule in (EulerMaruyama(), Milstein())]
+    assert torch.equal(*runs)
+
+
+def test_a_score_of_the_library_at_a_fixed_level_takes_its_density_along() -> None:
+    """The stationary law of the score at level t is p_t: MALA from the data law forgets it."""
+    process = Diffusion(LINE, VP())
+    score = GaussianMixtureScore(process, [1.0], [2.0], 0.25)
+    equation = Langevin(lambda x: score(x, 0.4), LINE, lambda x: score.log_prob(x, 0.4))
+    run = solve(equation, torch.zeros(20_000, 1, dtype=F64), steps(12, 60), MALA(), noise=WhiteNoise(0))
+    level = process.level(0.4)
+    mean, variance = 2 * float(level.scale), float(level.scale**2 * (0.25 + level.sigma**2))
+    # standard errors of 20,000 independent chains; e^{-12/variance} of the start is left
+    assert float(run.x.mean()) == pytest.approx(mean, abs=4 * math.sqrt(variance / 20_000))
+    assert float(run.x.var()) == pytest.approx(variance, abs=4 * variance * math.sqrt(2 / 20_000))
+
+
+def test_langevin_from_a_density_alone_has_its_gradient_for_a_score() -> None:
+    equation = Langevin.of_log_prob(lambda x, scale=1.0: -0.25 * scale * (x**4).sum(-1), PLANE)
+    x = torch.randn(5, 2, dtype=F64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(equation.score(x), -(x**3), rtol=0, atol=1e-14)
+        at = equation.bound(condition={"scale": 3.0}).field(x, f64(0.0)[0])
+    torch.testing.assert_close(at, -3 * x**3, rtol=0, atol=1e-13)
+    again = x.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(equation.score(again).sum(), again)
+    torch.testing.assert_close(slope, -3 * x**2, rtol=0, atol=1e-13)
+
+
+# ------------------------------------------------------------------------------------------------------------- Riemannian Langevin
+
+
+def stationary_variance(equation: RiemannianLangevin, drift: Callable[[Tensor], Tensor]) -> float:
+    """The variance of the stationary density exp(∫ b/D)/D in one dimension, by the trapezoidal rule on x = sinh y, where the slow tail
+    of p/D is cut at |x| = 5e3 only when it is far below rounding."""
+    y = torch.linspace(-4, 4, 20_001, dtype=F64)
+    x = y.sinh()[:, None]
+    b, d = drift(x)[:, 0], equation.metric(x)[0][:, 0]
+    rise = b / d * y.cosh()
+    step = float(y[1] - y[0])
+    potential = torch.cat([torch.zeros(1, dtype=F64), (0.5 * step * (rise[1:] + rise[:-1])).cumsum(0)])
+    weights = (potential - potential.max()).exp() / d * y.cosh()
+    return float((weights * x[:, 0] ** 2).sum() / weights.sum())
+
+
+def test_the_divergence_belongs_to_the_drift_and_leaving_it_out_is_wrong() -> None:
+    """§7, erratum E7: D = 1 + x², p = N(0, 1). The stationary variance is 1; without the divergence .525135276161, with half .7153…"""
+    equation = RiemannianLangevin(lambda x: -x, lambda x: 1 + x**2, LINE)
+    zero = f64(0.0)[0]
+    # the trapezoidal rule of the potential errs by step²/12 · change of slope ≈ 1e-8
+    assert stationary_variance(equation, lambda x: equation.drift(x, zero)) == pytest.approx(1.0, abs=2e-7)
+    for share, want in ((0.0, 0.525135276161), (0.5, 0.715377737206)):
+        less = lambda x, share=share: equation.drift(x, zero) - (1 - share) * equation.metric_divergence(x)
+        assert stationary_variance(equation, less) == pytest.approx(want, abs=2e-7)
+
+
+def mixing(x: Tensor) -> Tensor:
+    """D = [[1 + x², xy], [xy, 1 + y²]] = I + x xᵀ."""
+    return torch.eye(2, dtype=x.dtype) + x[..., :, None] * x[..., None, :]
+
+
+COVARIANCE = torch.tensor([[1.0, 0.3], [0.3, 0.5]], dtype=F64)
+PRECISION = COVARIANCE.inverse()
+
+
+def fokker_planck(equation: RiemannianLangevin, x: Tensor, drift: Callable[[Tensor], Tensor]) -> float:
+    """[−∇·(b p) + Σ ∂_i ∂_j (D_ij p)] / p at x, by automatic differentiation."""
+    density = lambda u: (-0.5 * u @ PRECISION @ u).exp()
+
+    def flux(u: Tensor) -> Tensor:
+        spread = torch.func.jacrev(lambda w: equation.metric(w)[0] * density(w))(u)
+        return torch.einsum("ijj->i", spread) - drift(u) * density(u)
+
+    return float(torch.func.jacrev(flux)(x).diagonal().sum() / density(x))
+
+
+def test_the_fokker_planck_residual_of_a_matrix_metric() -> None:
+    """§7: ∇·D = (3x, 3y); at (.3, −.4) the drift is (.0388, .2654), the residual 0 with it and 3.97317073171 p without."""
+    equation = RiemannianLangevin(lambda x: -x @ PRECISION, mixing, PLANE)
+    x, zero = f64(0.3, -0.4), f64(0.0)[0]
+    torch.testing.assert_close(equation.metric_divergence(x), 3 * x, rtol=0, atol=1e-15)
+    torch.testing.assert_close(
+        equation.drift(x, zero), f64(0.0387804878049, 0.265365853659), rtol=0, atol=5e-13
+    )  # digits given
+    assert abs(fokker_planck(equation, x, lambda u: equation.drift(u, zero))) < 1e-13
+    without = fokker_planck(equation, x, lambda u: equation.drift(u, zero) - equation.metric_divergence(u))
+    assert without == pytest.approx(3.97317073171, abs=5e-12)
+
+
+@pytest.mark.parametrize(
+    ("metric", "divergence"),
+    [
+        (lambda x: 1 + x**2, lambda x: 2 * x),
+        (lambda x: 1 + x.square().sum(-1, keepdim=True), lambda x: 2 * x),
+        (lambda x: 1 + x.flip(-1) ** 2, lambda x: 0 * x),
+        (mixing, lambda x: 3 * x),
+        (torch.tensor([[2.0, 0.5], [0.5, 1.0]], dtype=F64), lambda x: 0 * x),
+        (f64(2.0)[0], lambda x: 0 * x),
+    ],
+    ids=["diagonal", "scalar", "crossed", "matrix", "constant matrix", "constant"],
+)
+@pytest.mark.parametrize("rows", [None, 2, 5])
+def test_every_form_of_a_metric(metric, divergence, rows: int | None) -> None:
+    """Divergence in closed form, and noise with the covariance 2D, also where the batch is as large as the dimension."""
+    x = torch.randn(*([] if rows is None else [rows]), 2, dtype=F64, generator=torch.Generator().manual_seed(1))
+    equation, zero = RiemannianLangevin(lambda u: -u, metric, PLANE), f64(0.0)[0]
+    torch.testing.assert_close(equation.metric_divergence(x), divergence(x), rtol=0, atol=1e-14)
+    given = RiemannianLangevin(lambda u: -u, metric, PLANE, divergence=divergence)
+    torch.testing.assert_close(given.drift(x, zero), equation.drift(x, zero), rtol=0, atol=1e-13)
+    columns = torch.stack(
+        [equation.spread(x, zero, axis.expand(x.shape)) for axis in torch.eye(2, dtype=F64)], -1
+    )  # the matrix of the noise
+    value, is_matrix = equation.metric(x)
+    want = value if is_matrix else torch.diag_embed(value)
+    torch.testing.assert_close(columns @ columns.mT, 2 * want, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("solver", [EulerMaruyama(), Milstein()], ids=repr)
+def test_a_riemannian_chain_has_the_law_it_should(solver: Solver) -> None:
+    """D = 1 + x²/4 on N(0, 1), run for four units of time from the law itself; without the divergence the variance is below .8."""
+    metric = lambda x: 1 + x**2 / 4
+    start = torch.randn(10_000, 1, dtype=F64, generator=torch.Generator().manual_seed(0))
+    variance = lambda equation: float(solve(equation, start, steps(4, 200), solver, noise=WhiteNoise(1)).x.var())
+    # h = .02 leaves a bias of about h; the standard error is √(2/10000) = .014
+    assert variance(RiemannianLangevin(lambda x: -x, metric, LINE)) == pytest.approx(1.0, abs=0.02 + 3 * 0.014)
+    without = RiemannianLangevin(lambda x: -x, metric, LINE, divergence=torch.zeros_like)
+    assert variance(without) < 0.85
+
+
+def test_milstein_uses_one_normal_for_both_its_terms() -> None:
+    """dx = x dW: x(1 + √h z + ½h(z² − 1)) = x[½(1 + √h z)² + ½(1 − h)] never falls below ½(1 − h) x, with any source of noise."""
+    equation = SDE(lambda x, t: 0 * x, lambda x, t: x, LINE)
+    for noise in (WhiteNoise(0), SampleNoise(range(2000))):
+        x = solve(equation, torch.ones(2000, 1, dtype=F64), [0.0, 0.5], Milstein(), noise=noise).x
+        assert 0.25 - 1e-15 <= float(x.min()) < 0.3
+
+
+# ----------------------------------------------------------------------------------------------------------------------------- MALA
+
+
+def accepted(equation: Langevin, h: float, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the proposal of normal z leads from x, and the probability with which it is taken, by bisection of the step's own answer."""
+    record = bind(MALA().plan(equation, f64(0.0, h)), x)[0]
+    move = lambda w: MALA().step(equation, x, record, (), (z, torch.broadcast_to(w[:, None], x.shape)))[0]
+    low, high = torch.full((len(x),), -37.0, dtype=F64), torch.full((len(x),), 37.0, dtype=F64)
+    end = move(low)
+    for _ in range(70):
+        middle = 0.5 * (low + high)
+        taken = (move(middle) == end).all(-1)
+        low, high = torch.where(taken, middle, low), torch.where(taken, high, middle)
+    return end, torch.special.ndtr(low)
+
+
+def test_every_move_on_the_line_is_in_detailed_balance() -> None:
+    """p(x) q(y|x) a(x, y) is symmetric, to the rounding of 70 bisections: nothing about the chain is left to chance."""
+    equation, h = Langevin.of_log_prob(skewed, LINE), 0.05
+    x, y = (v.reshape(-1, 1) for v in torch.meshgrid(*[torch.linspace(-1.4, 1.6, 9, dtype=F64)] * 2, indexing="ij"))
+
+    def flux(a: Tensor, b: Tensor) -> Tensor:
+        z = (b - a - h * equation.score(a)) / math.sqrt(2 * h)
+        end, probability = accepted(equation, h, a, z)
+        torch.testing.assert_close(end, b, rtol=0, atol=1e-13)
+        return (skewed(a) - 0.5 * z[:, 0] ** 2).exp() * probability
+
+    torch.testing.assert_close(flux(x, y), flux(y, x), rtol=1e-9, atol=1e-14)
+
+
+def test_moves_between_walls_are_in_detailed_balance_image_by_image() -> None:
+    """On [0, 1]: the flux to y, summed over the images of y on the line, is that of the way back; each image has a way back of its own."""
+    log_prob = lambda x: (1 + 0.8 * torch.cos(3 * x[..., 0])).log() + x[..., 0]
+    equation, h = Langevin.of_log_prob(log_prob, Hypercube((1,))), 0.2
+    x, y = (v.reshape(-1, 1) for v in torch.meshgrid(*[torch.linspace(0.05, 0.95, 5, dtype=F64)] * 2, indexing="ij"))
+
+    def flux(a: Tensor, b: Tensor) -> Tensor:
+        total = torch.zeros(len(a), dtype=F64)
+        for sign, period in itertools.product((1, -1), range(-3, 4)):
+            z = (sign * b + 2 * period - a - h * equation.score(a)) / math.sqrt(2 * h)
+            end, probability = accepted(equation, h, a, z)
+            torch.testing.assert_close(end, b, rtol=0, atol=1e-12)
+            total += (log_prob(a) - 0.5 * z[:, 0] ** 2).exp() * probability
+        return total
+
+    torch.testing.assert_close(flux(x, y), flux(y, x), rtol=1e-9, atol=1e-14)
+
+
+def test_in_a_disk_proposals_outside_are_left_and_balance_holds() -> None:
+    log_prob = lambda x: x[..., 0] - 2 * x.square().sum(-1)
+    domain, h = Ball(2), 0.1
+    equation = Langevin.of_log_prob(log_prob, domain)
+    x, y = (
+        domain.uniform(F64).sample((40,), generator=torch.Generator().manual_seed(s))  # type: ignore[call-arg]
+        for s in (0, 1)
+    )
+
+    def flux(a: Tensor, b: Tensor) -> Tensor:
+        z = (b - a - h * equation.score(a)) / math.sqrt(2 * h)
+        _, probability = accepted(equation, h, a, z)
+        return (log_prob(a) - 0.5 * z.square().sum(-1)).exp() * probability
+
+    torch.testing.assert_close(flux(x, y), flux(y, x), rtol=1e-9, atol=1e-14)
+    record = bind(MALA().plan(equation, f64(0.0, h)), x)[0]
+    away = (
+        10 * x / x.norm(dim=-1, keepdim=True),
+        torch.full_like(x, -8.0),
+    )  # log U = log Φ(−8): anything inside is taken
+    assert torch.equal(MALA().step(equation, x, record, (), away)[0], x)
+
+
+def ula_moment(h: float, function: Callable[[Tensor], Tensor]) -> float:
+    """A stationary moment of Euler–Maruyama on the skewed mixture, from its transition matrix on a grid."""
+    equation = Langevin.of_log_prob(skewed, LINE)
+    x = torch.linspace(-2.6, 2.8, 301, dtype=F64)[:, None]
+    record = bind(EulerMaruyama().plan(equation, f64(0.0, h)), x)[0]
+    ends = [EulerMaruyama().step(equation, x, record, (), (torch.full_like(x, z),))[0] for z in (0.0, 1.0)]
+    centre, spread = ends[0], ends[1] - ends[0]
+    matrix = (-0.5 * ((x.T - centre) / spread) ** 2).exp()
+    matrix = matrix / matrix.sum(1, keepdim=True)
+    system = torch.cat([(matrix - torch.eye(len(x), dtype=F64)).T, torch.ones(1, len(x), dtype=F64)])
+    law = torch.linalg.lstsq(system, torch.cat([torch.zeros(len(x), dtype=F64), f64(1.0)])[:, None]).solution[:, 0]
+    return float(law @ function(x))
+
+
+def exact(function: Callable[[Tensor], Tensor]) -> float:
+    x = torch.linspace(-3.5, 3.5, 4001, dtype=F64)[:, None]
+    return float((skewed(x).exp() * function(x)).sum() * 7 / 4000)
+
+
+MOMENTS = {
+    "mean": lambda x: x[..., 0],
+    "second": lambda x: x[..., 0] ** 2,
+    "third": lambda x: x[..., 0] ** 3,
+    "log p": skewed,
+}
+
+
+def test_ula_on_a_skewed_mixture_errs_in_proportion_to_its_step() -> None:
+    errors = [ula_moment(h, skewed) - exact(skewed) for h in (0.005, 0.0025, 0.00125)]
+    slopes = [math.log2(a / b) for a, b in itertools.pairwise(errors)]
+    # the next term is about h/v of the first, v = .04 the smaller variance
+    assert slopes == pytest.approx([1.0, 1.0], abs=0.1) and slopes[1] > slopes[0]
+    assert errors[0] < -0.015
+
+
+def test_mala_on_a_skewed_mixture_has_its_moments_where_ula_has_not() -> None:
+    """10,000 chains from draws of the mixture, 60 steps of h = .02: stationary, so that all errors are those of independent samples."""
+    generator = torch.Generator().manual_seed(0)
+    left = torch.rand(10_000, generator=generator, dtype=F64) < 0.3
+    z = torch.randn(10_000, generator=generator, dtype=F64)
+    start = torch.where(left, -1 + 0.2 * z, 0.8 + 0.3 * z)[:, None]
+    equation = Langevin.of_log_prob(skewed, LINE)
+    run, free = (
+        solve(equation, start, steps(60 * 0.02, 60), rule, noise=WhiteNoise(1)) for rule in (MALA(), EulerMaruyama())
+    )
+    score = lambda x, f: float((f(x).mean() - exact(f)) / (f(x).std() / 100))
+    assert max(abs(score(run.x, f)) for f in MOMENTS.values()) < 3.5
+    assert abs(score(free.x, MOMENTS["log p"])) > 6
+    assert run.stats["acceptance"].shape == (10_000,) and run.nfe == 61
+    assert 0.8 < float(run.stats["acceptance"].mean()) < 0.97
+    moved = (solve(equation, start, steps(60 * 0.02, 60), MALA(), noise=WhiteNoise(1), save="all").trajectory).diff(
+        dim=0
+    )
+    # the share of steps in which a chain moved is what it reports
+    torch.testing.assert_close((moved != 0).double().mean(0)[:, 0], run.stats["acceptance"], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "domain", [PLANE, Hypercube((2,)), Orthant((2,)), Torus((2,)), Ball(2)], ids=lambda d: type(d).__name__
+)
+@pytest.mark.parametrize("dtype", [torch.float32, F64], ids=str)
+def test_a_chain_is_the_same_alone_and_in_a_batch_and_stays_inside(domain, dtype: torch.dtype) -> None:
+    equation = Langevin.of_log_prob(lambda x: torch.cos(2 * math.pi * x).sum(-1) - x.square().sum(-1), domain)
+    x = torch.tensor([[0.2, 0.6], [0.5, 0.1], [0.3, 0.3]], dtype=dtype)
+    run = solve(equation, x, steps(0.3, 15), MALA(), noise=SampleNoise([3, 1, 2]))
+    assert run.x.dtype == dtype and bool(run.ok.all()) and bool(domain.contains(run.x).all())
+    assert 0 < float(run.stats["acceptance"].min()) <= 1
+    for i, seed in enumerate((3, 1, 2)):
+        alone = solve(equation, x[i : i + 1], steps(0.3, 15), MALA(), noise=SampleNoise([seed]))
+        assert torch.equal(alone.x[0], run.x[i])
+        assert torch.equal(alone.stats["acceptance"][0], run.stats["acceptance"][i])
+
+
+def test_where_the_density_is_zero_nothing_is_taken_and_nan_ends_a_chain() -> None:
+    log_prob = lambda x: torch.where(x[..., 0] > 0, -x[..., 0], -math.inf)
+    score = lambda x: torch.where(x > 0, -1.0, torch.nan).to(x)
+    equation = Langevin(score, LINE, log_prob)
+    run = solve(equation, torch.full((500, 1), 0.2, dtype=F64), steps(4, 20), MALA(), noise=WhiteNoise(0))
+    assert bool(run.ok.all()) and float(run.x.min()) > 0
+    broken = Langevin(lambda x: torch.where(x > 0.5, torch.nan, -x), LINE, lambda x: -0.5 * x[..., 0] ** 2)
+    run = solve(broken, f64(0.6, 0.2)[:, None], steps(0.001, 1), MALA(), noise=WhiteNoise(0))
+    assert run.status.tolist() == [Status.NON_FINITE, Status.OK]
+    with pytest.raises(SolveError, match="NaN"):
+        run.raise_on_failure()
+
+
+def test_a_run_of_no_steps_reports_no_acceptance() -> None:
+    run = solve(Langevin.of_log_prob(skewed, LINE), f64(0.1)[:, None], [0.0], MALA())
+    assert run.stats == {} and run.nfe == 0
+
+
+# -------------------------------------------------------------------------------------------------------------------------- refusals
+
+MINUS = Langevin(lambda x: -x, LINE)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: Langevin(3, LINE), TypeError, "score: got int, expected a callable"),
+        (lambda: Langevin(lambda x: x, LINE, 3), TypeError, "log_prob: got int, expected a callable"),
+        (lambda: Langevin(lambda x: x, (1,)), TypeError, "domain: got tuple, expected a Domain"),
+        (lambda: RiemannianLangevin(None, lambda x: x, LINE), TypeError, "score: got NoneType"),
+        (lambda: RiemannianLangevin(lambda x: x, "D", LINE), TypeError, "metric_inverse: got str, expected a tensor"),
+        (lambda: MALA().plan(MINUS, steps(1, 2)), TypeError, "without log_prob, expected one with it"),
+        (lambda: solve(MINUS, torch.zeros(2, 1), [1.0, 0.0], EulerMaruyama()), ValueError, "runs the other way"),
+        (
+            lambda: solve(Langevin(lambda x: -x, LINE, lambda x: -x), torch.zeros(2, 1), [0.0, 1.0], MALA()),
+            ValueError,
+            r"log_prob: got \(2, 1\) for states \(2, 1\), expected one number a sample: \(2,\)",
+        ),
+        (
+            lambda: solve(Langevin(lambda x: -x, LINE, lambda x: 0.0), torch.zeros(2, 1), [0.0, 1.0], MALA()),
+            ValueError,
+            "log_prob: got float",
+        ),
+        (
+            lambda: solve(RiemannianLangevin(lambda x: -x, mixing, PLANE), torch.zeros(2, 2), [0.0, 0.1], Milstein()),
+            TypeError,
+            "expected a scalar or a diagonal",
+        ),
+        (
+            lambda: solve(
+                RiemannianLangevin(lambda x: -x, lambda x: 1 + x**2, LINE, divergence=lambda x: x[:1]),
+                torch.zeros(2, 1),
+                [0.0, 0.1],
+                EulerMaruyama(),
+            ),
+            ValueError,
+            "expected the same shape and dtype",
+        ),
+    ],
+)
+def test_refusals(make: Callable[[], object], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        make()
+
+
+def test_mala_says_what_it_is() -> None:
+    solver: Solver = MALA()
+    assert repr(solver) == "MALA()" and solver.order is None
+    assert MALA.facts()["order"] == "stationary law exact" and MALA.facts()["for"] == "Langevin"
