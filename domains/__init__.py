@@ -6,6 +6,7 @@ from .ensemble import Ensemble
 from .euclidean import Euclidean
 from .hypercube import Hypercube
 from .orthant import Orthant
+from .phase import phase_space
 from .polytope import Polytope
 from .product import Product
 from .registry import domain_from_config
@@ -24,6 +25,7 @@ __all__ = [
     "KernelDomain",
     "Orthant",
     "Polytope",
+    "phase_space",
     "Product",
     "RegularSimplex",
     "Simplex",

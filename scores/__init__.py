@@ -13,6 +13,7 @@ from .predictions import PredictionScore, from_prediction, prediction
 from .research import from_edm, from_k_diffusion, from_score_sde
 from .thresholding import DynamicThreshold, StaticThreshold
 from .translation import Translation
+from .velocity import VelocityMixtureScore
 
 __all__ = [
     "Blur",
@@ -37,6 +38,7 @@ __all__ = [
     "PredictionScore",
     "StaticThreshold",
     "Translation",
+    "VelocityMixtureScore",
     "cfg_plus_plus",
     "check_operator",
     "exact_energy",

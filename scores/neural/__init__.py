@@ -27,6 +27,7 @@ from .dit import DiT, DiTConfig
 from .equivariant import EquivariantConfig, EquivariantMLP
 from .forward import simulate
 from .high_order import HighOrderScoreMatching
+from .hybrid import HybridScoreMatching, MixedScore
 from .implicit import ImplicitScoreMatching, SlicedScoreMatching
 from .importance import ImportanceSampled
 from .levels import Constant, Levels, LogitNormalTime, LogNormal, LogUniform, MinSNR, UniformTime
@@ -78,6 +79,8 @@ __all__ = [
     "ExplicitScoreMatching",
     "HighOrderScoreMatching",
     "Hybrid",
+    "HybridScoreMatching",
+    "MixedScore",
     "ImportanceSampled",
     "IDDPMPreconditioning",
     "ImplicitScoreMatching",
