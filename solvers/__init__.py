@@ -1,6 +1,7 @@
 """Step rules, time grids, noise sources, walls and the loop. Solvers take any callable as a score."""
 
 from ..processes import Wall
+from . import bridge
 from .adams import DEIS, ERSDE, IPNDM, Adams
 from .adaptive import AdaptiveODE
 from .adaptive_sde import AdaptiveSDE
@@ -14,6 +15,7 @@ from .analytic import (
     reverse_variance,
 )
 from .bookkeeping import Info
+from .bridge import GaussianBridge
 from .churn import EDMStochastic, Restart, RestartInterval
 from .divergence import Divergence, Exact, Hutchinson
 from .dpm import DPMSolver, DPMSolverPP, dpm_solver_fast
@@ -60,6 +62,7 @@ from .runge_kutta import (
     Tableau,
 )
 from .solution import Solution, SolveError, Status
+from .sinkhorn import GridBridge, Weighted, sinkhorn
 from .solver import Record, Row, Solver, bind, combine
 from .stochastic import EulerMaruyama, Milstein, ReflectedEulerMaruyama, ReflectedStrang
 from .tuning import tuned
@@ -125,6 +128,8 @@ __all__ = [
     "Exact",
     "ExponentialAdams",
     "FirstPassage",
+    "GaussianBridge",
+    "GridBridge",
     "HEUN",
     "Heun",
     "Hutchinson",
@@ -174,11 +179,13 @@ __all__ = [
     "TorchSDE",
     "UniPC",
     "Wall",
+    "Weighted",
     "WhiteNoise",
     "align",
     "beta",
     "bind",
     "bits_per_dim",
+    "bridge",
     "combine",
     "discrete",
     "dpm_solver_fast",
@@ -207,6 +214,7 @@ __all__ = [
     "sample",
     "save_grid",
     "singlestep_start",
+    "sinkhorn",
     "solve",
     "tuned",
     "uniform",

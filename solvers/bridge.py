@@ -337,8 +337,8 @@ def as_normal(law: Sequence[Any] | Normal, name: str) -> Normal:
         mean, covariance = mean.reshape(1), covariance.reshape(1, 1)
     if mean.dim() != 1 or covariance.shape != (len(mean), len(mean)):
         raise ValueError(
-            f"{name}: got a mean of shape {tuple(mean.shape)} and a covariance of shape {tuple(covariance.shape)}, expected [d] and [d, d]; "
-            "write variances as a diagonal matrix"
+            f"{name}: got a mean of shape {tuple(mean.shape)} and a covariance of shape {tuple(covariance.shape)}, expected [d] and "
+            "[d, d]; write variances as a diagonal matrix"
         )
     scale = covariance.abs().max()
     finite = bool(mean.isfinite().all() & covariance.isfinite().all())

@@ -2,6 +2,7 @@
 
 from ...domains.decoders import Bins
 from ...domains.transforms import AffineValues, DataTransform, Probabilities, affine_values, transform_from_config
+from .bridge import DiffusionSchroedingerBridge, LinearRegressor, NeuralRegressor, Regressor
 from .classifier import ClassifierMLP, ClassifierMLPConfig, CrossEntropy, NoisyClassifier
 from .conservative import Conservative, ConservativeConfig
 from .covariance import (
@@ -69,6 +70,7 @@ __all__ = [
     "DataTransform",
     "DenoiserPreconditioning",
     "DenoisingScoreMatching",
+    "DiffusionSchroedingerBridge",
     "DiT",
     "DiTConfig",
     "DomainDataset",
@@ -86,12 +88,14 @@ __all__ = [
     "LevelTerms",
     "Levels",
     "Levelwise",
+    "LinearRegressor",
     "LogNormal",
     "LogUniform",
     "LogitNormalTime",
     "MLP",
     "MLPConfig",
     "MinSNR",
+    "NeuralRegressor",
     "NeuralScore",
     "NoisyClassifier",
     "Objective",
@@ -99,6 +103,7 @@ __all__ = [
     "Probabilities",
     "Reflected",
     "ReflectedVelocity",
+    "Regressor",
     "ResidualHead",
     "ResidualMatching",
     "SecondMomentHead",

@@ -1,0 +1,366 @@
+r"""Diffusion Schrödinger bridges: mean-matching IPF between two data sets, or from data to noise, on any domain with a heat kernel.
+
+Time 0 = t_0 < … < t_N = 1, h_k = t_{k+1} − t_k. Two chains, forward with rates f_k and backward with rates b_k, step like
+
+.. math:: X_{k+1} \sim p_{σ\sqrt{h_k}}\big(\cdot\,|\,m\big),\quad m = \mathrm{reflect}\big(X_k,\ h_k f_k(X_k)\big),   (1)
+
+p the domain's Neumann heat kernel: Euler–Maruyama in the open, and between walls its reflected form, for a fold of x + hf + σ√h z
+is a draw of (1). IPF starts at the reference, f = drift (0: reflected Brownian motion), and alternates: run the forward chain from
+``start`` and fit b to its reversal, run the backward chain from ``end`` and fit f to the reversal of that.
+
+*What is regressed.* The reversal of a step has the rate −f_k(x) + σ²∇ log q_{k+1}(x), q_{k+1} the law of X_{k+1} (Haussmann & Pardoux
+1986). By the denoising identity that score is E[∇ log p(X_{k+1} | m) | X_{k+1}], so that
+
+.. math:: b_k(x) = E\big[-f_k(X_{k+1}) + σ^2\, ∇_x \log p_{σ\sqrt{h_k}}(X_{k+1}\,|\,m)\ \big|\ X_{k+1} = x\big]   (2)
+
+and f from b alike, with the roles of the ends exchanged. In the open ∇ log p is (m − x)/σ²h, and x + h b_k(x) is the map
+E[X_{k+1} + F_k(X_k) − F_k(X_{k+1}) | X_{k+1} = x], F = x + h f, of mean matching (De Bortoli et al. 2021, eq. 12). Between walls that
+difference of positions would be wrong: a state that was folded has come from an image of m, seen across the wall. With u the unfolded
+state the difference to take is m − u, carried back through the fold; its mean given m and x is the kernel's own score, which (2) uses: it
+has less variance, needs no bookkeeping of folds, serves domains whose kernel is no fold, and has no normal component at a wall.
+
+*Its bias.* Noise of variance σ²h in both directions and a rate right to O(h) leave the ends with errors of O(1/N), however well f and b
+are fitted: ``carom.solvers.bridge.mean_matching`` computes them exactly for Gaussians.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from ...domains import Domain, KernelDomain
+from ...domains.tensors import batch_shape, expand_right, is_int, number
+from ...processes import SDE
+from ...solvers import ReflectedEulerMaruyama, Solution, WhiteNoise, solve
+from ...solvers.checks import check_times
+from .networks import answer
+
+Draw = Callable[[int, torch.Generator], Tensor]
+Law = Tensor | Distribution | Draw
+
+
+class Paths(NamedTuple):
+    """Regression pairs of N steps and M paths: states and targets, each ``[N, M, *event]``."""
+
+    states: Tensor
+    targets: Tensor
+
+
+class Regressor(ABC):
+    """What learns the rates of one direction: E[target | state] step by step. One object for each direction."""
+
+    @abstractmethod
+    def fit(self, draw: Callable[[], Paths], generator: torch.Generator) -> float:
+        """Fit to paths, drawn anew at each call of ``draw``; returns the mean squared residual of what was fitted last."""
+
+    @abstractmethod
+    def __call__(self, x: Tensor, step: Tensor) -> Tensor:
+        """The rates at x ``[B, *event]``; ``step`` is 0-d or ``[B]``, whole numbers from 0 to N − 1."""
+
+
+class LinearRegressor(Regressor):
+    """Rates A_k x + c_k by least squares, step by step: exact for Gaussian ends but for the error of sampling.
+
+    Args: refreshes: over how many draws of paths the normal equations are summed.
+    """
+
+    def __init__(self, refreshes: int = 1):
+        _check_counts(refreshes=refreshes)
+        self.refreshes = refreshes
+        self.table: Tensor | None = None
+
+    def fit(self, draw: Callable[[], Paths], generator: torch.Generator) -> float:
+        gram, moment, square, count = 0.0, 0.0, 0.0, 0
+        for _ in range(self.refreshes):
+            x, y = (values.double().flatten(2) for values in draw())
+            rows = _with_one(x)
+            gram, moment = gram + rows.mT @ rows, moment + rows.mT @ y
+            square, count = square + float((y**2).sum()), count + y.numel()
+        self.table = torch.linalg.solve(gram, moment)
+        # ‖y‖² − ⟨fit, y⟩, which orthogonality makes the residual
+        return (square - float((self.table * moment).sum())) / count
+
+    def __call__(self, x: Tensor, step: Tensor) -> Tensor:
+        if self.table is None:
+            raise RuntimeError("LinearRegressor: got no fit yet; fit the bridge first")
+        rows = _with_one(x.double().flatten(1)).unsqueeze(1)
+        return (rows @ self.table[step]).reshape(x.shape).to(x)
+
+
+class NeuralRegressor(Regressor):
+    """Rates by a network conditioned on the step, trained by Adam on cached paths that are refreshed.
+
+    Args:
+        network: ``network(x, c)`` with x ``[B, *event]`` about standardised, c = 2(k + ½)/N ``[B]`` → ``[B, *event]``, e.g. an
+            :class:`MLP`. One that starts at zero starts at the law of its noise alone.
+        steps: of the optimiser in each half iteration.
+        batch_size: pairs per step, over all k.
+        lr: learning rate, falling to 0 along half a cosine in each half iteration.
+        refresh: after so many steps the paths are simulated anew.
+        warm_start: begin each half iteration at the weights of the last one of this direction; else at those it was made with.
+        ema: decay of the moving average of the weights, which is what answers; in [0, 1).
+        clip: the largest gradient norm.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        steps: int = 1000,
+        batch_size: int = 512,
+        lr: float = 2e-3,
+        refresh: int = 250,
+        warm_start: bool = True,
+        ema: float = 0.99,
+        clip: float = 1.0,
+    ):
+        _check_counts(steps=steps, batch_size=batch_size, refresh=refresh)
+        number(lr, "lr", low=0.0, open_low=True)
+        number(clip, "clip", low=0.0, open_low=True)
+        if number(ema, "ema", low=0.0, high=1.0) == 1.0:
+            raise ValueError("ema: got 1, expected a decay below 1, which lets the average move")
+        self.network, self.steps, self.batch_size, self.lr = network, steps, batch_size, lr
+        self.refresh, self.warm_start, self.ema, self.clip = refresh, warm_start, ema, clip
+        self.average = copy.deepcopy(network).eval().requires_grad_(False)
+        self._first = copy.deepcopy(network.state_dict())
+        #: the step's count N, and the centre and spread of states, noted when first fitted
+        self.count, self.centre, self.scale = 0, 0.0, 1.0
+
+    def fit(self, draw: Callable[[], Paths], generator: torch.Generator) -> float:
+        if not self.warm_start:
+            self.network.load_state_dict(self._first)
+        self.network.train()
+        optimizer = torch.optim.Adam(self.network.parameters(), self.lr)
+        losses: list[Tensor] = []
+        for k in range(self.steps):
+            if k % self.refresh == 0:
+                paths = draw()
+                if not self.count:
+                    self.count = len(paths.states)
+                    self.centre, self.scale = float(paths.states.mean()), float(paths.states.std())
+                states, targets = (values.flatten(0, 1) for values in paths)
+                many = paths.states.shape[1]
+            index = torch.randint(len(states), (self.batch_size,), generator=generator).to(states.device)
+            found = self._rates(self.network, states[index], index // many)
+            loss = ((found - targets[index]) ** 2).mean()
+            optimizer.zero_grad(set_to_none=True)
+            (loss / self.scale**2).backward()
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.clip)
+            for group in optimizer.param_groups:
+                group["lr"] = self.lr * 0.5 * (1 + math.cos(math.pi * k / self.steps))
+            optimizer.step()
+            self._average(min(self.ema, (1 + k) / (10 + k)))
+            losses.append(loss.detach())
+        mean = float(torch.stack(losses[-self.refresh :]).mean())
+        if not math.isfinite(mean):
+            raise FloatingPointError(
+                f"NeuralRegressor: got a loss of {mean}, expected a finite one; lower lr={self.lr:g}"
+            )
+        return mean
+
+    @torch.no_grad()
+    def _average(self, decay: float) -> None:
+        for mean, now in zip(self.average.parameters(), self.network.parameters(), strict=True):
+            mean.lerp_(now, 1 - decay)
+        for kept, buffer in zip(self.average.buffers(), self.network.buffers(), strict=True):
+            kept.copy_(buffer)
+
+    def _rates(self, network: nn.Module, x: Tensor, step: Tensor) -> Tensor:
+        condition = (2 * (step.to(x) + 0.5) / self.count).expand(len(x))
+        return self.scale * answer(network((x - self.centre) / self.scale, condition))
+
+    def __call__(self, x: Tensor, step: Tensor) -> Tensor:
+        if not self.count:
+            raise RuntimeError("NeuralRegressor: got no fit yet; fit the bridge first")
+        return self._rates(self.average, x, step)
+
+
+class _Reference:
+    """The rates of the reference: its drift at the beginning of each step."""
+
+    def __init__(self, drift: Callable[..., Tensor] | None, times: Tensor):
+        self.drift, self.times = drift, times
+
+    def __call__(self, x: Tensor, step: Tensor) -> Tensor:
+        if self.drift is None:
+            return torch.zeros_like(x)
+        t = self.times[step.cpu()].to(x)
+        return self.drift(x, expand_right(t, x.dim() - 1) if t.dim() else t)
+
+
+class DiffusionSchroedingerBridge:
+    """Mean-matching IPF (De Bortoli et al. 2021, alg. 1): learns the Schrödinger bridge between two laws; see the module.
+
+    Args:
+        domain: where states live, with a heat kernel: Euclidean space, a box, a torus, a simplex, a ball ….
+        sigma: of the reference dX = drift(X, t) dt + σ dW on t ∈ [0, 1], reflected at the walls.
+        forward, backward: a regressor for each direction.
+        times: a grid rising from 0 to 1, or the number of equal steps.
+        drift: of the reference, a callable (x, t); none for Brownian motion.
+
+    Raises ``TypeError`` for a domain without heat kernel and for one regressor in both places, ``ValueError`` for a grid that is none.
+    """
+
+    def __init__(
+        self,
+        domain: Domain,
+        sigma: float,
+        forward: Regressor,
+        backward: Regressor,
+        *,
+        times: int | Sequence[float] | Tensor = 20,
+        drift: Callable[..., Tensor] | None = None,
+    ):
+        if not isinstance(domain, KernelDomain):
+            raise TypeError(
+                f"domain: got {domain!r}, expected one with a known heat kernel, such as Hypercube or Euclidean: the target is its score"
+            )
+        if forward is backward:
+            raise TypeError(
+                "backward: got the regressor of forward, expected another; each direction learns rates of its own"
+            )
+        self.domain, self.sigma = domain, number(sigma, "sigma", low=0.0, open_low=True)
+        self.times = _grid(times)
+        shortest = self.sigma * math.sqrt(float(self.times.diff().min()))
+        if shortest < domain.sigma_min:
+            raise ValueError(
+                f"times: got a step of standard deviation {shortest:g}, expected at least {domain.sigma_min:g}, below which the kernel of "
+                f"{domain!r} is not exact; take fewer steps"
+            )
+        self.regressors = {False: forward, True: backward}
+        #: the rates in force: by direction, True being backward
+        self.rates: dict[bool, Callable[[Tensor, Tensor], Tensor]] = {False: _Reference(drift, self.times)}
+        self.halves = 0
+
+    def fit(
+        self,
+        start: Law,
+        end: Law,
+        *,
+        halves: int = 10,
+        paths: int = 4096,
+        seed: int = 0,
+        log: Callable[[int, float], Any] | None = None,
+    ) -> list[float]:
+        """Run half iterations of IPF, going on from those already done; returns the mean squared residual of each.
+
+        The first fits the backward rates to the reference, the next the forward rates, and so on. Between data sets take as many as the
+        coupling matters; from data to noise that the reference nearly reaches, few will do.
+
+        Args:
+            start, end: the laws at t = 0 and 1: data ``[n, *event]``, a distribution whose ``sample(shape, generator=…)`` draws (such
+                as ``domain.uniform()``), or a callable (count, generator) → states.
+            halves: how many half iterations.
+            paths: how many are simulated and cached at a time.
+            log: called as ``log(half, residual)`` after each.
+        """
+        _check_counts(halves=halves, paths=paths)
+        generator = torch.Generator().manual_seed(seed)
+        laws = {False: _drawing(start, "start", self.domain), True: _drawing(end, "end", self.domain)}
+        losses = []
+        for _ in range(halves):
+            backward = self.halves % 2 == 0
+            regressor = self.regressors[backward]
+
+            def draw(backward: bool = backward) -> Paths:
+                # the direction that is fitted is the reversal of the paths of the other
+                return self._simulate(laws[not backward](paths, generator), not backward, generator)
+
+            # the rates of before stay in force for the paths that this half iteration needs
+            losses.append(regressor.fit(draw, generator))
+            self.rates[backward] = regressor
+            self.halves += 1
+            if log is not None:
+                log(self.halves, losses[-1])
+        return losses
+
+    def equation(self, *, backward: bool = False) -> SDE:
+        """The SDE of one direction, with rates that are constant in time over each step: times rise, or fall where ``backward``."""
+        if backward not in self.rates:
+            raise RuntimeError("bridge: got no backward rates yet; fit at least one half iteration")
+        rates, ndim = self.rates[backward], len(self.domain.event_shape)
+
+        def drift(x: Tensor, t: Tensor) -> Tensor:
+            grid = self.times.to(t)
+            # the step that begins at t in this direction
+            step = (torch.searchsorted(grid, t.contiguous(), right=not backward) - 1).clamp(0, len(grid) - 2)
+            if step.dim():
+                step = step.reshape(step.shape[:-ndim]).expand(batch_shape(x, self.domain.event_shape)).reshape(-1)
+            value = rates(x.reshape(-1, *self.domain.event_shape), step).reshape(x.shape)
+            return -value if backward else value
+
+        return SDE(drift, self.sigma, self.domain)
+
+    @torch.no_grad()
+    def sample(self, x: Tensor, *, backward: bool = False, seed: int | None = None, save: Any = None) -> Solution:
+        """Carry states ``[B, *event]`` of ``start`` to ``end``, or of ``end`` to ``start`` where ``backward``, on the grid it was trained on.
+
+        The pairs (x, solution.x) are the learned coupling; ``save="all"`` keeps the paths.
+        """
+        times = self.times.flip(0) if backward else self.times
+        return solve(
+            self.equation(backward=backward), x, times, ReflectedEulerMaruyama(), noise=WhiteNoise(seed), save=save
+        )
+
+    @torch.no_grad()
+    def _simulate(self, x: Tensor, backward: bool, generator: torch.Generator) -> Paths:
+        """Paths of this direction from x, with the targets (2) of the other."""
+        rates, spans = self.rates[backward], self.times.diff()
+        states, targets = [], []
+        order = range(len(spans))
+        for k in reversed(order) if backward else order:
+            step, h = torch.tensor(k), float(spans[k])
+            kernel = self.domain.unchecked_kernel(self.domain.reflect(x, h * rates(x, step)), self.sigma * math.sqrt(h))
+            x, score = kernel.sample_with_target(generator=generator)
+            states.append(x)
+            targets.append(self.sigma**2 * score - rates(x, step))
+        if backward:
+            states, targets = states[::-1], targets[::-1]
+        return Paths(torch.stack(states), torch.stack(targets))
+
+
+def _grid(times: int | Sequence[float] | Tensor) -> Tensor:
+    if isinstance(times, int):
+        _check_counts(times=times)
+        return torch.linspace(0, 1, times + 1, dtype=torch.float64)
+    grid = check_times(times)
+    if len(grid) < 2 or float(grid[0]) != 0.0 or float(grid[-1]) != 1.0:
+        raise ValueError(
+            f"times: got a grid from {float(grid[0]):g} to {float(grid[-1]):g}, expected one that rises from 0 to 1, or a number of steps"
+        )
+    return grid
+
+
+def _drawing(law: Law, name: str, domain: Domain) -> Draw:
+    """The law as a callable (count, generator) → states, checked at its first draw or, for data, here."""
+    if isinstance(law, Tensor):
+        domain.check(law, name)
+        return lambda count, generator: law[torch.randint(len(law), (count,), generator=generator).to(law.device)]
+    draw: Draw
+    if isinstance(law, Distribution):
+        draw = lambda count, generator: law.sample((count,), generator=generator)  # type: ignore[call-arg]  # noqa: E731
+    elif callable(law):
+        draw = law
+    else:
+        raise TypeError(
+            f"{name}: got {type(law).__name__}, expected data [n, *event], a distribution, or a callable (count, generator) → states"
+        )
+    domain.check(draw(1, torch.Generator().manual_seed(0)), name)
+    return draw
+
+
+def _with_one(x: Tensor) -> Tensor:
+    return torch.cat([x, torch.ones_like(x[..., :1])], -1)
+
+
+def _check_counts(**values: int) -> None:
+    for name, value in values.items():
+        if not is_int(value, 1):
+            raise ValueError(f"{name}: got {value!r}, expected a whole number of at least 1")
