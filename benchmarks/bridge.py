@@ -1,7 +1,7 @@
 r"""A neural Schrödinger bridge between two data sets, two moons and a ring, against entropic optimal transport by the library POT.
 
-The bridge of Brownian motion of variance σ² couples the ends by entropic transport of |x − y|² at ε = 2σ². POT solves that on samples of the
-two laws; the network learns it by mean-matching IPF. Compared are E|x0 − x1|² = ⟨C, π⟩ of the two, and the ends that are reached, by
+The bridge of Brownian motion of variance σ² couples the ends by entropic transport of |x − y|² at ε = 2σ². POT solves that on samples of
+the two laws; the network learns it by mean-matching IPF. Compared are E|x0 − x1|² = ⟨C, π⟩ of the two, and the ends that are reached, by
 sliced distances from fresh samples. The same in the unit square with reflecting walls, where the library's own Sinkhorn with the square's
 heat kernel is the reference and no sample may be outside.
 
@@ -68,8 +68,8 @@ def pot_cost(x: Tensor, y: Tensor, sigma: float) -> float:
 def learned(domain: Domain, start, end, sigma: float, halves: int, steps: int, reference) -> Outcome:
     torch.manual_seed(0)
     began = time.monotonic()
-    networks = [MLP(MLPConfig((2,), width=96, depth=2)) for _ in range(2)]
-    regressors = [NeuralRegressor(network, steps=steps, batch_size=1024, refresh=steps // 3) for network in networks]
+    networks = [MLP(MLPConfig((2,), width=64, depth=2)) for _ in range(2)]
+    regressors = [NeuralRegressor(network, steps=steps, batch_size=1024, refresh=steps // 2) for network in networks]
     bridge = DiffusionSchroedingerBridge(domain, sigma, *regressors, times=20)
     bridge.fit(start, end, halves=halves, paths=4096)
     seconds = time.monotonic() - began
@@ -78,7 +78,7 @@ def learned(domain: Domain, start, end, sigma: float, halves: int, steps: int, r
     to, back = bridge.sample(x, seed=2).x, bridge.sample(y, backward=True, seed=3).x
     return Outcome(
         float(((to - x) ** 2).sum(1).mean()),
-        reference(x[:1500], y[:1500]),
+        reference(x[:1000], y[:1000]),
         sliced_wasserstein(to, other).value,
         sliced_wasserstein(back, x).value,
         sliced_wasserstein(y, other).value,
@@ -100,8 +100,8 @@ def shown(title: str, result: Outcome) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--halves", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=700)
+    parser.add_argument("--halves", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=400)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     sizes = arguments.halves, arguments.steps

@@ -61,8 +61,8 @@ from .runge_kutta import (
     RungeKutta,
     Tableau,
 )
-from .solution import Solution, SolveError, Status
 from .sinkhorn import GridBridge, Weighted, sinkhorn
+from .solution import Solution, SolveError, Status
 from .solver import Record, Row, Solver, bind, combine
 from .stochastic import EulerMaruyama, Milstein, ReflectedEulerMaruyama, ReflectedStrang
 from .tuning import tuned

@@ -253,11 +253,15 @@ class Affine(NamedTuple):
 
     def given(self, law: Normal) -> Affine:
         """The kernel of x | y where x has this law; Joseph's form, whose covariance stays positive."""
-        reached = self.push(law)
-        gain = torch.linalg.solve(reached.covariance, self.matrix @ law.covariance).mT
+        gain, offset = self.regression(law, self.push(law))
         rest = torch.eye(len(law.mean), dtype=torch.float64) - gain @ self.matrix
         noise = rest @ law.covariance @ rest.mT + gain @ self.noise @ gain.mT
-        return Affine(gain, law.mean - gain @ reached.mean, noise)
+        return Affine(gain, offset, noise)
+
+    def regression(self, law: Normal, reached: Normal) -> tuple[Tensor, Tensor]:
+        """(gain, offset) of E[x | y] = gain·y + offset, where x has this law and y the one ``reached``."""
+        gain = torch.linalg.solve(reached.covariance, self.matrix @ law.covariance).mT
+        return gain, law.mean - gain @ reached.mean
 
 
 class GaussianChain(NamedTuple):
@@ -299,24 +303,23 @@ def mean_matching(bridge: GaussianBridge, steps: int, halves: int, *, matching: 
     chain = GaussianChain(bridge.start, [first] * steps, backward=False)
     out = []
     for _ in range(halves):
-        laws = [chain.law]
-        turned = []
+        law, turned = chain.law, []
         for step in chain.steps:
-            turned.append(_matched(step, laws[-1], matching))
-            laws.append(step.push(laws[-1]))
-        law = bridge.start if chain.backward else bridge.end
-        chain = GaussianChain(law, turned[::-1], not chain.backward)
+            reached = step.push(law)
+            turned.append(_matched(step, law, reached, matching))
+            law = reached
+        chain = GaussianChain(bridge.start if chain.backward else bridge.end, turned[::-1], not chain.backward)
         out.append(chain)
     return out
 
 
-def _matched(step: Affine, law: Normal, matching: str) -> Affine:
-    """The step of the other direction, where x has this law before ``step``."""
-    mean = step.given(law)
+def _matched(step: Affine, law: Normal, reached: Normal, matching: str) -> Affine:
+    """The step of the other direction, where x has this law before ``step`` and the one ``reached`` after it."""
+    gain, offset = step.regression(law, reached)
     if matching == "mean":
-        return mean._replace(noise=step.noise)
+        return Affine(gain, offset, step.noise)
     eye = torch.eye(len(law.mean), dtype=torch.float64)
-    return Affine(eye - step.matrix + step.matrix @ mean.matrix, step.matrix @ mean.offset, step.noise)
+    return Affine(eye - step.matrix + step.matrix @ gain, step.matrix @ offset, step.noise)
 
 
 def root(covariance: Tensor) -> Tensor:

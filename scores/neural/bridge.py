@@ -77,15 +77,15 @@ class LinearRegressor(Regressor):
         self.table: Tensor | None = None
 
     def fit(self, draw: Callable[[], Paths], generator: torch.Generator) -> float:
-        gram, moment, square, count = 0.0, 0.0, 0.0, 0
+        sums = []
         for _ in range(self.refreshes):
             x, y = (values.double().flatten(2) for values in draw())
             rows = _with_one(x)
-            gram, moment = gram + rows.mT @ rows, moment + rows.mT @ y
-            square, count = square + float((y**2).sum()), count + y.numel()
+            sums.append((rows.mT @ rows, rows.mT @ y, (y**2).mean()))
+        gram, moment, square = (torch.stack(terms).sum(0) for terms in zip(*sums, strict=True))
         self.table = torch.linalg.solve(gram, moment)
         # ‖y‖² − ⟨fit, y⟩, which orthogonality makes the residual
-        return (square - float((self.table * moment).sum())) / count
+        return float(square - (self.table * moment).sum() / y.numel()) / self.refreshes
 
     def __call__(self, x: Tensor, step: Tensor) -> Tensor:
         if self.table is None:
@@ -300,7 +300,7 @@ class DiffusionSchroedingerBridge:
 
     @torch.no_grad()
     def sample(self, x: Tensor, *, backward: bool = False, seed: int | None = None, save: Any = None) -> Solution:
-        """Carry states ``[B, *event]`` of ``start`` to ``end``, or of ``end`` to ``start`` where ``backward``, on the grid it was trained on.
+        """Carry states ``[B, *event]`` of ``start`` to ``end``, or back where ``backward``, on the grid it was trained on.
 
         The pairs (x, solution.x) are the learned coupling; ``save="all"`` keeps the paths.
         """
