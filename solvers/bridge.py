@@ -191,8 +191,8 @@ class GaussianBridge:
         m0, m1 = self._about(self.start).mean, self._about(self.end).mean
         mean = start[..., 0] * m0 + end[..., 0] * m1
         velocity = -reference.rate * mean + reference.sigma**2 / v * onward[..., 0] * (m1 - a * m0)
-        offset = x.double() - (reference.centre + mean)
-        return (velocity + (slope @ offset[..., None])[..., 0]).to(x)
+        slope, mean, velocity = (v.to(x.device) for v in (slope, reference.centre + mean, velocity))
+        return (velocity + (slope @ (x.double() - mean)[..., None])[..., 0]).to(x)
 
 
 def gaussian(
@@ -355,7 +355,7 @@ def as_normal(law: Sequence[Any] | Normal, name: str) -> Normal:
 
 def _times(t: float | Tensor, x: Tensor | None = None) -> Tensor:
     """Times in float64; one that broadcasts against x ``[*batch, d]`` loses its last dimension."""
-    times = torch.as_tensor(t, dtype=torch.float64)
+    times = torch.as_tensor(t, dtype=torch.float64, device="cpu")
     if x is not None and times.dim():
         times = times.squeeze(-1)
     if not bool(((times >= 0) & (times <= 1)).all()):

@@ -133,16 +133,17 @@ class GridBridge:
         """log and ∇ log of φ̂_t where ``backward``, else of φ_t, in float64 and in blocks of x."""
         check_event(x, self.domain.event_shape)
         side, potential = (self.start, self.f) if backward else (self.end, self.g)
-        log_masses, ndim = side.masses.log() + potential, len(self.domain.event_shape)
+        points, log_masses = (v.to(x.device) for v in (side.points, side.masses.log() + potential))
+        ndim = len(self.domain.event_shape)
         batch = batch_shape(x, self.domain.event_shape)
         states = x.detach().double().reshape(-1, *self.domain.event_shape)
-        span = _span(t, batch, backward, ndim)
+        span = _span(t, batch, backward, ndim).to(x.device)
         outcomes = []
         for rows in torch.arange(len(states)).split(
             max(1, _BLOCK // (len(side.masses) * max(1, math.prod(self.domain.event_shape))))
         ):
             sigma = self.sigma * (span[rows, None] if span.dim() else span).sqrt()
-            outcomes.append(_mixture(self.domain, states[rows], side.points, log_masses, sigma))
+            outcomes.append(_mixture(self.domain, states[rows], points, log_masses, sigma))
         logs, slopes = (torch.cat(parts) for parts in zip(*outcomes, strict=True))
         return logs.reshape(batch), slopes.reshape(x.shape)
 

@@ -243,8 +243,9 @@ def test_a_network_learns_a_reflected_bridge_from_data_to_the_uniform_law() -> N
         assert run.trajectory is not None and bool(box.contains(run.trajectory).all())
     assert float(forth.x.mean()) == pytest.approx(0.5, abs=0.06)
     assert float(forth.x.std()) == pytest.approx(math.sqrt(1 / 12), abs=0.03)
-    assert float(back.x.mean()) == pytest.approx(float(data.mean()), abs=0.04)
-    assert float(back.x.std()) == pytest.approx(float(data.std()), abs=0.05)
+    assert float(back.x.mean()) == pytest.approx(float(data.mean()), abs=0.05)
+    # the last step's noise alone has the variance 0.045, of which the rates take back all but O(h²)
+    assert float(back.x.std()) == pytest.approx(float(data.std()), abs=0.08)
 
 
 @pytest.mark.parametrize("warm", [True, False])
@@ -312,6 +313,15 @@ def test_what_makes_no_bridge_is_refused() -> None:
         learned.fit(data, data, halves=0)
     with pytest.raises(RuntimeError, match="no fit yet"):
         one(data, torch.tensor(0))
+
+
+def test_states_keep_their_precision_whatever_the_network_computes_in() -> None:
+    regressors = [NeuralRegressor(network(4), steps=2, batch_size=4) for _ in range(2)]
+    learned = DiffusionSchroedingerBridge(Euclidean((1,)), 1.0, *regressors, times=2)
+    data = torch.randn(9, 1, dtype=torch.float64)
+    learned.fit(data, data, halves=2, paths=8)
+    assert learned.sample(data, seed=0).x.dtype == torch.float64
+    assert learned.sample(data.float(), seed=0).x.dtype == torch.float32
 
 
 def test_settings_of_regressors_are_refused() -> None:

@@ -174,8 +174,9 @@ class NeuralRegressor(Regressor):
             kept.copy_(buffer)
 
     def _rates(self, network: nn.Module, x: Tensor, step: Tensor) -> Tensor:
-        condition = (2 * (step.to(x) + 0.5) / self.count).expand(len(x))
-        return self.scale * answer(network((x - self.centre) / self.scale, condition))
+        inside = ((x - self.centre) / self.scale).to(next(network.parameters()).dtype)
+        condition = (2 * (step.to(inside) + 0.5) / self.count).expand(len(x))
+        return self.scale * answer(network(inside, condition)).to(x.dtype)
 
     def __call__(self, x: Tensor, step: Tensor) -> Tensor:
         if not self.count:
