@@ -14,6 +14,7 @@ from torch import Tensor
 
 from carom.domains import Ball, Euclidean, Hypercube, Polytope
 from carom.solvers import EulerMaruyama, ReflectedEulerMaruyama, Weighted, WhiteNoise, bridge, sinkhorn, solve
+from carom.solvers.normal import root
 from carom.validation import propagate_moments
 
 START, END = (0.5, 0.25), (-1.0, 2.0)
@@ -85,8 +86,8 @@ def test_the_coupling_is_the_reference_times_functions_of_the_ends(b: bridge.Gau
     kappa = b.correlations
     assert bool(((kappa >= 0) & (kappa < 1)).all())
     # the canonical correlations are those of the joint law
-    whitened = torch.linalg.solve(bridge.root(b.start.covariance), b.coupling.cross)
-    whitened = torch.linalg.solve(bridge.root(b.end.covariance), whitened.T)
+    whitened = torch.linalg.solve(root(b.start.covariance), b.coupling.cross)
+    whitened = torch.linalg.solve(root(b.end.covariance), whitened.T)
     torch.testing.assert_close(torch.linalg.svdvals(whitened), kappa, rtol=1e-9, atol=1e-12)
 
 
@@ -152,7 +153,7 @@ def test_as_sigma_vanishes_the_bridge_is_optimal_transport(sigma: float) -> None
     # several dimensions: Bures' formula by another route
     many = made(3, 4, sigma, 0.0)
     s0, s1 = many.start.covariance, many.end.covariance
-    half = bridge.root(s0)
+    half = root(s0)
     bures = float((s0 + s1).trace() - 2 * torch.linalg.eigvalsh(half @ s1 @ half).sqrt().sum())
     distance = bures + float(((many.start.mean - many.end.mean) ** 2).sum())
     assert many.coupling.cost() == pytest.approx(distance + 3 * sigma**2, rel=1e-10)

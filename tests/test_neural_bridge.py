@@ -262,7 +262,7 @@ def test_a_warm_start_keeps_the_weights_of_the_last_half_iteration_of_its_direct
 
     class Pairs:
         def __call__(self) -> Any:
-            from carom.scores.neural.bridge import Paths
+            from carom.scores.neural.regressors import Paths
 
             return Paths(*draw())
 

@@ -2,7 +2,7 @@
 
 from ...domains.decoders import Bins
 from ...domains.transforms import AffineValues, DataTransform, Probabilities, affine_values, transform_from_config
-from .bridge import DiffusionSchroedingerBridge, LinearRegressor, NeuralRegressor, Regressor
+from .bridge import DiffusionSchroedingerBridge
 from .classifier import ClassifierMLP, ClassifierMLPConfig, CrossEntropy, NoisyClassifier
 from .conservative import Conservative, ConservativeConfig
 from .covariance import (
@@ -45,6 +45,7 @@ from .pictures import image_folder
 from .preconditioning import Preconditioning
 from .readers import arrays, idx
 from .reflected import Reflected, ReflectedVelocity
+from .regressors import LinearRegressor, NeuralRegressor, Regressor
 from .score import NeuralScore
 from .stored import Stored
 from .trainable import Trainable
