@@ -1,6 +1,7 @@
 """Step rules, time grids, noise sources, walls and the loop. Solvers take any callable as a score."""
 
 from ..processes import Wall
+from . import bridge
 from .adams import DEIS, ERSDE, IPNDM, Adams
 from .adaptive import AdaptiveODE
 from .adaptive_sde import AdaptiveSDE
@@ -14,6 +15,7 @@ from .analytic import (
     reverse_variance,
 )
 from .bookkeeping import Info
+from .bridge import GaussianBridge
 from .churn import EDMStochastic, Restart, RestartInterval
 from .critically_damped import SSCS
 from .divergence import Divergence, Exact, Hutchinson
@@ -64,6 +66,7 @@ from .runge_kutta import (
     RungeKutta,
     Tableau,
 )
+from .sinkhorn import GridBridge, Weighted, sinkhorn
 from .solution import Solution, SolveError, Status
 from .solver import Record, Row, Solver, bind, combine
 from .stochastic import EulerMaruyama, Milstein, ReflectedEulerMaruyama, ReflectedStrang
@@ -138,6 +141,8 @@ __all__ = [
     "FixedBandwidth",
     "GFSD",
     "GFSF",
+    "GaussianBridge",
+    "GridBridge",
     "HEUN",
     "Heun",
     "Hutchinson",
@@ -198,11 +203,13 @@ __all__ = [
     "TorchSDE",
     "UniPC",
     "Wall",
+    "Weighted",
     "WhiteNoise",
     "align",
     "beta",
     "bind",
     "bits_per_dim",
+    "bridge",
     "combine",
     "discrete",
     "dpm_solver_fast",
@@ -231,6 +238,7 @@ __all__ = [
     "sample",
     "save_grid",
     "singlestep_start",
+    "sinkhorn",
     "solve",
     "tuned",
     "uniform",

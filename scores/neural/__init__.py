@@ -2,6 +2,7 @@
 
 from ...domains.decoders import Bins
 from ...domains.transforms import AffineValues, DataTransform, Probabilities, affine_values, transform_from_config
+from .bridge import DiffusionSchroedingerBridge
 from .classifier import ClassifierMLP, ClassifierMLPConfig, CrossEntropy, NoisyClassifier
 from .conservative import Conservative, ConservativeConfig
 from .covariance import (
@@ -45,6 +46,7 @@ from .pictures import image_folder
 from .preconditioning import Preconditioning
 from .readers import arrays, idx
 from .reflected import Reflected, ReflectedVelocity
+from .regressors import LinearRegressor, NeuralRegressor, Regressor
 from .score import NeuralScore
 from .stored import Stored
 from .trainable import Trainable
@@ -70,6 +72,7 @@ __all__ = [
     "DataTransform",
     "DenoiserPreconditioning",
     "DenoisingScoreMatching",
+    "DiffusionSchroedingerBridge",
     "DiT",
     "DiTConfig",
     "DomainDataset",
@@ -89,12 +92,14 @@ __all__ = [
     "LevelTerms",
     "Levels",
     "Levelwise",
+    "LinearRegressor",
     "LogNormal",
     "LogUniform",
     "LogitNormalTime",
     "MLP",
     "MLPConfig",
     "MinSNR",
+    "NeuralRegressor",
     "NeuralScore",
     "NoisyClassifier",
     "Objective",
@@ -102,6 +107,7 @@ __all__ = [
     "Probabilities",
     "Reflected",
     "ReflectedVelocity",
+    "Regressor",
     "ResidualHead",
     "ResidualMatching",
     "SecondMomentHead",

@@ -1,0 +1,162 @@
+"""What learns the rates of a Schrödinger bridge from simulated paths: linear regression, which is exact, and networks."""
+
+from __future__ import annotations
+
+import copy
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ...domains.tensors import is_int, number
+from .networks import answer
+
+
+class Paths(NamedTuple):
+    """Regression pairs of N steps and M paths: states and targets, each ``[N, M, *event]``."""
+
+    states: Tensor
+    targets: Tensor
+
+
+class Regressor(ABC):
+    """What learns the rates of one direction: E[target | state] step by step. One object for each direction."""
+
+    @abstractmethod
+    def fit(self, draw: Callable[[], Paths], generator: torch.Generator) -> float:
+        """Fit to paths, drawn anew at each call of ``draw``; returns the mean squared residual of what was fitted last."""
+
+    @abstractmethod
+    def __call__(self, x: Tensor, step: Tensor) -> Tensor:
+        """The rates at x ``[B, *event]``; ``step`` is 0-d or ``[B]``, whole numbers from 0 to N − 1."""
+
+
+class LinearRegressor(Regressor):
+    """Rates A_k x + c_k by least squares, step by step: exact for Gaussian ends but for the error of sampling.
+
+    Args: refreshes: over how many draws of paths the normal equations are summed.
+    """
+
+    def __init__(self, refreshes: int = 1):
+        check_counts(refreshes=refreshes)
+        self.refreshes = refreshes
+        self.table: Tensor | None = None
+
+    def fit(self, draw: Callable[[], Paths], generator: torch.Generator) -> float:
+        sums = []
+        for _ in range(self.refreshes):
+            x, y = (values.double().flatten(2) for values in draw())
+            rows = _with_one(x)
+            sums.append((rows.mT @ rows, rows.mT @ y, (y**2).mean()))
+        gram, moment, square = (torch.stack(terms).sum(0) for terms in zip(*sums, strict=True))
+        self.table = torch.linalg.solve(gram, moment)
+        # ‖y‖² − ⟨fit, y⟩, which orthogonality makes the residual
+        return float(square - (self.table * moment).sum() / y.numel()) / self.refreshes
+
+    def __call__(self, x: Tensor, step: Tensor) -> Tensor:
+        if self.table is None:
+            raise RuntimeError("LinearRegressor: got no fit yet; fit the bridge first")
+        rows = _with_one(x.double().flatten(1)).unsqueeze(1)
+        return (rows @ self.table[step]).reshape(x.shape).to(x)
+
+
+class NeuralRegressor(Regressor):
+    """Rates by a network conditioned on the step, trained by Adam on cached paths that are refreshed.
+
+    Args:
+        network: ``network(x, c)`` with x ``[B, *event]`` about standardised, c = 2(k + ½)/N ``[B]`` → ``[B, *event]``, e.g. an
+            :class:`MLP`. One that starts at zero starts at the law of its noise alone.
+        steps: of the optimiser in each half iteration.
+        batch_size: pairs per step, over all k.
+        lr: learning rate, falling to 0 along half a cosine in each half iteration.
+        refresh: after so many steps the paths are simulated anew.
+        warm_start: begin each half iteration at the weights of the last one of this direction; else at those it was made with.
+        ema: decay of the moving average of the weights, which is what answers; in [0, 1).
+        clip: the largest gradient norm.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        steps: int = 1000,
+        batch_size: int = 512,
+        lr: float = 2e-3,
+        refresh: int = 250,
+        warm_start: bool = True,
+        ema: float = 0.99,
+        clip: float = 1.0,
+    ):
+        check_counts(steps=steps, batch_size=batch_size, refresh=refresh)
+        number(lr, "lr", low=0.0, open_low=True)
+        number(clip, "clip", low=0.0, open_low=True)
+        if number(ema, "ema", low=0.0, high=1.0) == 1.0:
+            raise ValueError("ema: got 1, expected a decay below 1, which lets the average move")
+        self.network, self.steps, self.batch_size, self.lr = network, steps, batch_size, lr
+        self.refresh, self.warm_start, self.ema, self.clip = refresh, warm_start, ema, clip
+        self.average = copy.deepcopy(network).eval().requires_grad_(False)
+        self._first = copy.deepcopy(network.state_dict())
+        #: the step's count N, and the centre and spread of states, noted when first fitted
+        self.count, self.centre, self.scale = 0, 0.0, 1.0
+
+    def fit(self, draw: Callable[[], Paths], generator: torch.Generator) -> float:
+        if not self.warm_start:
+            self.network.load_state_dict(self._first)
+        self.network.train()
+        optimizer = torch.optim.Adam(self.network.parameters(), self.lr)
+        losses: list[Tensor] = []
+        for k in range(self.steps):
+            if k % self.refresh == 0:
+                paths = draw()
+                if not self.count:
+                    self.count = len(paths.states)
+                    self.centre, self.scale = float(paths.states.mean()), float(paths.states.std())
+                states, targets = (values.flatten(0, 1) for values in paths)
+                many = paths.states.shape[1]
+            index = torch.randint(len(states), (self.batch_size,), generator=generator).to(states.device)
+            found = self._rates(self.network, states[index], index // many)
+            loss = ((found - targets[index]) ** 2).mean()
+            optimizer.zero_grad(set_to_none=True)
+            (loss / self.scale**2).backward()
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.clip)
+            for group in optimizer.param_groups:
+                group["lr"] = self.lr * 0.5 * (1 + math.cos(math.pi * k / self.steps))
+            optimizer.step()
+            self._average(min(self.ema, (1 + k) / (10 + k)))
+            losses.append(loss.detach())
+        mean = float(torch.stack(losses[-self.refresh :]).mean())
+        if not math.isfinite(mean):
+            raise FloatingPointError(
+                f"NeuralRegressor: got a loss of {mean}, expected a finite one; lower lr={self.lr:g}"
+            )
+        return mean
+
+    @torch.no_grad()
+    def _average(self, decay: float) -> None:
+        for mean, now in zip(self.average.parameters(), self.network.parameters(), strict=True):
+            mean.lerp_(now, 1 - decay)
+        for kept, buffer in zip(self.average.buffers(), self.network.buffers(), strict=True):
+            kept.copy_(buffer)
+
+    def _rates(self, network: nn.Module, x: Tensor, step: Tensor) -> Tensor:
+        inside = ((x - self.centre) / self.scale).to(next(network.parameters()).dtype)
+        condition = (2 * (step.to(inside) + 0.5) / self.count).expand(len(x))
+        return self.scale * answer(network(inside, condition)).to(x.dtype)
+
+    def __call__(self, x: Tensor, step: Tensor) -> Tensor:
+        if not self.count:
+            raise RuntimeError("NeuralRegressor: got no fit yet; fit the bridge first")
+        return self._rates(self.average, x, step)
+
+
+def _with_one(x: Tensor) -> Tensor:
+    return torch.cat([x, torch.ones_like(x[..., :1])], -1)
+
+
+def check_counts(**values: int) -> None:
+    for name, value in values.items():
+        if not is_int(value, 1):
+            raise ValueError(f"{name}: got {value!r}, expected a whole number of at least 1")

@@ -1,0 +1,341 @@
+"""Mean-matching IPF from samples: against its population limit, between walls, short neural trainings, refusals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from carom.domains import Ball, Euclidean, Hypercube, Polytope, Torus
+from carom.scores.neural import (
+    MLP,
+    DiffusionSchroedingerBridge,
+    LinearRegressor,
+    MLPConfig,
+    NeuralRegressor,
+    Regressor,
+)
+from carom.solvers import ReflectedEulerMaruyama, WhiteNoise, bridge, solve
+
+Draw = Callable[[int, torch.Generator], Tensor]
+
+
+def gaussian(mean: list[float], root: list[list[float]]) -> Draw:
+    """N(mean, root rootᵀ) in float64."""
+    m, r = torch.tensor(mean, dtype=torch.float64), torch.tensor(root, dtype=torch.float64)
+    return lambda n, generator: m + torch.randn(n, len(m), generator=generator, dtype=torch.float64) @ r.T
+
+
+def law(mean: list[float], root: list[list[float]]) -> tuple[Tensor, Tensor]:
+    r = torch.tensor(root, dtype=torch.float64)
+    return torch.tensor(mean, dtype=torch.float64), r @ r.T
+
+
+def linear(domain: Any, sigma: float, **settings: Any) -> DiffusionSchroedingerBridge:
+    return DiffusionSchroedingerBridge(domain, sigma, LinearRegressor(), LinearRegressor(2), **settings)
+
+
+def network(width: int = 32) -> nn.Module:
+    return MLP(MLPConfig((1,), width=width, depth=1))
+
+
+class Bins(Regressor):
+    """The mean target in each of ``count`` cells of [0, 1], step by step: a regression that can be any function."""
+
+    def __init__(self, count: int):
+        self.count = count
+
+    def fit(self, draw: Callable[[], Any], generator: torch.Generator) -> float:
+        states, targets = draw()
+        self.table = torch.zeros(len(states), self.count, dtype=states.dtype)
+        for k, (x, y) in enumerate(zip(states[..., 0], targets[..., 0], strict=True)):
+            cell = self._cell(x)
+            sums = torch.zeros(self.count, dtype=x.dtype).index_add(0, cell, y)
+            self.table[k] = sums / torch.bincount(cell, minlength=self.count)
+        return 0.0
+
+    def _cell(self, x: Tensor) -> Tensor:
+        return (x * self.count).long().clamp(max=self.count - 1)
+
+    def __call__(self, x: Tensor, step: Tensor) -> Tensor:
+        return self.table[step.expand(len(x)), self._cell(x[:, 0])][:, None]
+
+
+# ------------------------------------------------------------------------------------------------- exact regression
+
+
+def test_linear_regression_on_samples_comes_to_the_population_limit() -> None:
+    """Four half iterations in two dimensions, Ornstein–Uhlenbeck reference; errors of the regressions add to those of the sample, so that
+    four standard errors of moments of 40,000 are allowed, times 2."""
+    start, end = ([0.5, -0.3], [[0.7, 0.0], [0.3, 0.5]]), ([-0.5, 0.4], [[1.0, 0.2], [0.0, 0.8]])
+    sigma, rate, n = 0.9, 0.6, 40_000
+    exact = bridge.mean_matching(bridge.gaussian(law(*start), law(*end), sigma, rate=rate), 6, 4)
+    learned = linear(Euclidean((2,)), sigma, times=6, drift=lambda x, t: -rate * x)
+    residuals = learned.fit(gaussian(*start), gaussian(*end), halves=4, paths=n)
+    assert len(residuals) == 4 and learned.halves == 4
+    tolerance = 8 / math.sqrt(n)
+    for backward, source, chain in ((True, end, exact[2]), (False, start, exact[3])):
+        x = gaussian(*source)(n, torch.Generator().manual_seed(7))
+        reached = learned.sample(x, backward=backward, seed=8).x
+        mean, covariance = chain.marginals()[0 if backward else -1]
+        torch.testing.assert_close(reached.mean(0), mean, rtol=0, atol=tolerance)
+        torch.testing.assert_close(reached.T.cov(), covariance, rtol=0, atol=2 * tolerance)
+
+
+def test_the_residual_is_the_noise_of_the_target() -> None:
+    """From a point mass Brownian motion has E[X0 | X_1] known and each step's target a variance of its own: σ²/h · t_k/t_{k+1}."""
+    n, steps = 20_000, 4
+    learned = linear(Euclidean((1,)), 1.0, times=steps)
+    point = torch.zeros(1, 1, dtype=torch.float64)
+    residual = learned.fit(point, point, halves=1, paths=n)[0]
+    expected = sum(steps * k / (k + 1) for k in range(steps)) / steps
+    # a mean of 80,000 squares of normals, of relative standard deviation √2
+    assert residual == pytest.approx(expected, rel=4 * math.sqrt(2 / (n * steps)))
+
+
+def test_half_iterations_go_on_where_they_ended_and_depend_on_the_seed_alone() -> None:
+    start, end = gaussian([0.0], [[0.5]]), gaussian([1.0], [[1.0]])
+    whole, again, parts = (linear(Euclidean((1,)), 1.0, times=3) for _ in range(3))
+    seen: list[tuple[int, float]] = []
+    losses = whole.fit(start, end, halves=2, paths=100, log=lambda half, loss: seen.append((half, loss)))
+    assert seen == list(enumerate(losses, 1))
+    assert again.fit(start, end, halves=2, paths=100) == losses
+    assert parts.fit(start, end, halves=1, paths=100) == losses[:1]
+    assert parts.fit(start, end, halves=1, paths=100, seed=1) != losses[1:]
+    assert parts.halves == 2
+    x = start(5, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(whole.sample(x, seed=0).x, again.sample(x, seed=0).x, rtol=0, atol=0)
+
+
+def test_the_sampler_is_the_chain_that_was_fitted() -> None:
+    """Each step reads the rate of its own index, in both directions, also on a grid that is not equidistant and in float32; its noise taken
+    away (σ → 0), a path is the sum of h·rate."""
+
+    class Index(Regressor):
+        def fit(self, draw: Any, generator: torch.Generator) -> float:
+            draw()
+            return 0.0
+
+        def __call__(self, x: Tensor, step: Tensor) -> Tensor:
+            return (10.0 ** step.to(x)).expand(len(x))[:, None]
+
+    times = torch.tensor([0.0, 0.1, 0.3, 1.0], dtype=torch.float64)
+    learned = DiffusionSchroedingerBridge(Euclidean((1,)), 1e-9, Index(), Index(), times=times)
+    data = torch.zeros(3, 1)
+    learned.fit(data, data, halves=2, paths=4)
+    paths = learned.sample(data, seed=0, save="all").trajectory
+    assert paths is not None
+    assert paths[:, 0, 0].tolist() == pytest.approx([0.0, 0.1, 2.1, 72.1], rel=1e-6)
+    back = learned.sample(data, backward=True, seed=0, save="all").trajectory
+    assert back is not None
+    assert back[:, 0, 0].tolist() == pytest.approx([0.0, 70.0, 72.0, 72.1], rel=1e-6)
+    # every sample with a time of its own, in any batch shape
+    drift = learned.equation().drift
+    t = torch.tensor([0.0, 0.2, 0.99])[:, None]
+    assert drift(data, t)[:, 0].tolist() == [1.0, 10.0, 100.0]
+    assert drift(data.reshape(3, 1, 1).expand(3, 2, 1), torch.tensor(0.3)).shape == (3, 2, 1)
+
+
+def test_the_last_step_may_go_without_noise() -> None:
+    """Then the variance is that of the chain less σ²h, and all before is the same."""
+    n = 20_000
+    learned = linear(Euclidean((1,)), 1.0, times=4)
+    learned.fit(gaussian([0.5], [[0.5]]), gaussian([-1.0], [[1.4]]), halves=1, paths=n)
+    x = gaussian([-1.0], [[1.4]])(n, torch.Generator().manual_seed(1))
+    noisy, clean = (learned.sample(x, backward=True, seed=2, denoise=denoise, save="all") for denoise in (False, True))
+    assert noisy.trajectory is not None and clean.trajectory is not None
+    torch.testing.assert_close(clean.trajectory, noisy.trajectory[: len(clean.trajectory)], rtol=0, atol=0)
+    assert (noisy.nfe, clean.nfe) == (4, 4)
+    # the standard error of a variance near 0.5
+    assert float(noisy.x.var() - clean.x.var()) == pytest.approx(0.25, abs=4 * 0.5 * math.sqrt(2 / n))
+
+
+def test_a_reference_may_drift_and_is_run_first() -> None:
+    learned = linear(Euclidean((1,)), 1e-9, times=2, drift=lambda x, t: 1 + t + 0 * x)
+    data = torch.zeros(2, 1)
+    # Euler's steps: ½·1 + ½·1.5
+    assert learned.sample(data, seed=0).x[:, 0].tolist() == pytest.approx([1.25, 1.25])
+    moved = learned.equation().drift(data, torch.tensor([[0.0], [0.5]]))
+    assert moved[:, 0].tolist() == [1.0, 1.5]
+
+
+# ------------------------------------------------------------------------------------------------------------- walls
+
+
+@pytest.mark.parametrize("place", [0.1, 0.6])
+def test_between_walls_the_target_is_the_reflected_score(place: float) -> None:
+    """From one point reflected Brownian motion has the law of the heat kernel, so the reversal's rate is σ²∇ log p_{σ√t}(x | x0). Means of
+    the target in 16 cells are compared with it at every step, within 4.5 standard errors and what a cell averages away (1.5 %). Differences
+    of folded positions would be drawn inwards at a wall, by σ√(2/πh) = 1.1."""
+    box, sigma, steps, n, cells = Hypercube((1,)), 0.7, 4, 200_000, 16
+    learned = DiffusionSchroedingerBridge(box, sigma, Bins(cells), Bins(cells), times=steps)
+    data = torch.full((1, 1), place, dtype=torch.float64)
+    learned.fit(data, data, halves=1, paths=n)
+    centres = (torch.arange(cells, dtype=torch.float64)[:, None] + 0.5) / cells
+    for k in range(1, steps):  # before the first step the law is the point
+        kernel = box.heat_kernel(data, sigma * math.sqrt((k + 1) / steps))
+        exact = sigma**2 * kernel.score(centres)[:, 0]
+        found = learned.rates[True](centres, torch.tensor(k))[:, 0]
+        count = n * kernel.log_prob(centres).exp() / cells
+        # the target's standard deviation is at most σ/√h
+        error = 4.5 * sigma * math.sqrt(steps) / count.sqrt() + 0.015 * exact.abs().max()
+        assert bool(((found - exact).abs() <= error).all())
+
+
+@pytest.mark.parametrize("domain", [Hypercube((2,)), Torus((2,)), Ball(2)], ids=["box", "torus", "disk"])
+def test_the_uniform_law_stays_uniform_and_everybody_inside(domain: Any) -> None:
+    """Reflected Brownian motion is its own reversal in the uniform law: rates 0 up to their standard errors, σ/√(h·n) times a few."""
+    n, sigma = 1000, 0.4
+    learned = linear(domain, sigma, times=4)
+    learned.fit(domain.uniform(), domain.uniform(), halves=2, paths=n)
+    x = domain.uniform().sample((100,), generator=torch.Generator().manual_seed(3))
+    # a plane's value at a point in the domain has a few times the error of a mean
+    bound = 8 * sigma * math.sqrt(4) / math.sqrt(n)
+    for backward in (False, True):
+        for k in range(4):
+            assert float(learned.rates[backward](x, torch.tensor(k)).norm(dim=1).max()) < bound
+        assert bool(domain.contains(learned.sample(x, backward=backward, seed=0).x).all())
+
+
+# ------------------------------------------------------------------------------------------------------------ neural
+
+
+def test_a_network_learns_the_bridge_between_two_gaussians() -> None:
+    """Its ends and its coupling, against mean matching's own limit at N = 8: means and variances within 0.12, where doing nothing would be
+    1.5 off in the mean and the reference 0.75 in the variance."""
+    torch.manual_seed(0)
+    regressors = [NeuralRegressor(network(), steps=200, batch_size=512, refresh=100, lr=1e-2) for _ in range(2)]
+    learned = DiffusionSchroedingerBridge(Euclidean((1,)), 1.0, *regressors, times=8)
+    draw = {
+        m: lambda n, g, m=m, s=s: m + s * torch.randn(n, 1, generator=g) for m, s in ((0.5, 0.5), (-1.0, math.sqrt(2)))
+    }
+    learned.fit(draw[0.5], draw[-1.0], halves=4, paths=2048)
+    exact = bridge.mean_matching(bridge.gaussian((0.5, 0.25), (-1.0, 2.0), 1.0), 8, 4)
+    generator = torch.Generator().manual_seed(1)
+    for backward, chain in ((True, exact[2]), (False, exact[3])):
+        x = draw[-1.0 if backward else 0.5](4000, generator)
+        reached = learned.sample(x, backward=backward, seed=2).x
+        mean, covariance = (float(v) for v in chain.marginals()[0 if backward else -1])
+        assert float(reached.mean()) == pytest.approx(mean, abs=0.12)
+        assert float(reached.var()) == pytest.approx(covariance, abs=0.2 if not backward else 0.1)
+        # corr(X0, X1) = √.268 = .518 in the bridge, less by O(1/N) here
+        together = torch.corrcoef(torch.cat([x, reached], 1).T)[0, 1]
+        assert float(together) == pytest.approx(math.sqrt(0.268), abs=0.1)
+
+
+def test_a_network_learns_a_reflected_bridge_from_data_to_the_uniform_law() -> None:
+    """Data to noise in the unit interval: data beside a wall, as a tensor; nobody is ever outside. Standard errors are 0.006, the bias at
+    N = 8 some hundredths; the uniform law has the mean 0.5 and the data 0.25."""
+    torch.manual_seed(0)
+    box = Hypercube((1,))
+    regressors = [NeuralRegressor(network(), steps=200, batch_size=512, refresh=100, lr=1e-2) for _ in range(2)]
+    learned = DiffusionSchroedingerBridge(box, 0.6, *regressors, times=8)
+    data = 0.5 * torch.rand(2000, 1)
+    learned.fit(data, box.uniform(), halves=4, paths=2048)
+    noise = box.uniform().sample((3000,), generator=torch.Generator().manual_seed(1))
+    back = learned.sample(noise, backward=True, seed=0, save="all")
+    forth = learned.sample(data, seed=0, save="all")
+    for run in (back, forth):
+        assert run.trajectory is not None and bool(box.contains(run.trajectory).all())
+    assert float(forth.x.mean()) == pytest.approx(0.5, abs=0.06)
+    assert float(forth.x.std()) == pytest.approx(math.sqrt(1 / 12), abs=0.03)
+    assert float(back.x.mean()) == pytest.approx(float(data.mean()), abs=0.05)
+    # the last step's noise alone has the variance 0.045, of which the rates take back all but O(h²)
+    assert float(back.x.std()) == pytest.approx(float(data.std()), abs=0.08)
+
+
+@pytest.mark.parametrize("warm", [True, False])
+def test_a_warm_start_keeps_the_weights_of_the_last_half_iteration_of_its_direction(warm: bool) -> None:
+    """With a learning rate of nothing, the network is afterwards what it was, or what it was made as."""
+    model = network(8)
+    regressor = NeuralRegressor(model, steps=3, batch_size=8, refresh=1, lr=1e-12, warm_start=warm)
+    made = {name: value.clone() for name, value in model.state_dict().items()}
+    draws = []
+
+    def draw() -> Any:
+        draws.append(1)
+        return torch.randn(2, 8, 1), torch.randn(2, 8, 1)
+
+    class Pairs:
+        def __call__(self) -> Any:
+            from carom.scores.neural.regressors import Paths
+
+            return Paths(*draw())
+
+    with torch.no_grad():
+        model.last.bias.add_(1.0)  # type: ignore[union-attr]
+    regressor.fit(Pairs(), torch.Generator().manual_seed(0))
+    assert len(draws) == 3  # refreshed at every step
+    moved = float((model.state_dict()["last.bias"] - made["last.bias"]).abs().max())
+    assert moved == pytest.approx(1.0 if warm else 0.0, abs=1e-9)
+
+
+def test_any_solver_runs_the_learned_equation() -> None:
+    """``sample`` is the equation solved on the training grid by reflected Euler–Maruyama, to the bit."""
+    box = Hypercube((1,))
+    learned = linear(box, 0.5, times=4)
+    data = torch.rand(50, 1)
+    learned.fit(data, data, halves=2, paths=50)
+    run = solve(learned.equation(), data, learned.times, ReflectedEulerMaruyama(), noise=WhiteNoise(4))
+    torch.testing.assert_close(run.x, learned.sample(data, seed=4).x, rtol=0, atol=0)
+
+
+# ---------------------------------------------------------------------------------------------------------- refusals
+
+
+def test_what_makes_no_bridge_is_refused() -> None:
+    one, two = LinearRegressor(), LinearRegressor()
+    with pytest.raises(TypeError, match="expected one with a known heat kernel"):
+        DiffusionSchroedingerBridge(Polytope([[1.0], [-1.0]], [1.0, 1.0]), 1.0, one, two)
+    with pytest.raises(TypeError, match="expected another"):
+        DiffusionSchroedingerBridge(Euclidean((1,)), 1.0, one, one)
+    with pytest.raises(ValueError, match="sigma: got 0"):
+        DiffusionSchroedingerBridge(Euclidean((1,)), 0.0, one, two)
+    with pytest.raises(ValueError, match="rises from 0 to 1"):
+        DiffusionSchroedingerBridge(Euclidean((1,)), 1.0, one, two, times=[1.0, 0.0])
+    with pytest.raises(ValueError, match="times: got 0"):
+        DiffusionSchroedingerBridge(Euclidean((1,)), 1.0, one, two, times=0)
+    learned = DiffusionSchroedingerBridge(Hypercube((1,)), 1.0, one, two)
+    data = torch.rand(5, 1)
+    with pytest.raises(RuntimeError, match="no backward rates yet"):
+        learned.sample(data, backward=True)
+    with pytest.raises(ValueError, match="start: 5 of 5 samples lie outside"):
+        learned.fit(data + 2, data)
+    with pytest.raises(ValueError, match="end: 1 of 1 samples lie outside"):
+        learned.fit(data, lambda n, generator: torch.full((n, 1), 2.0))
+    with pytest.raises(TypeError, match="expected data"):
+        learned.fit(data, 3)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="halves: got 0"):
+        learned.fit(data, data, halves=0)
+    with pytest.raises(RuntimeError, match="no fit yet"):
+        one(data, torch.tensor(0))
+
+
+def test_states_keep_their_precision_whatever_the_network_computes_in() -> None:
+    regressors = [NeuralRegressor(network(4), steps=2, batch_size=4) for _ in range(2)]
+    learned = DiffusionSchroedingerBridge(Euclidean((1,)), 1.0, *regressors, times=2)
+    data = torch.randn(9, 1, dtype=torch.float64)
+    learned.fit(data, data, halves=2, paths=8)
+    assert learned.sample(data, seed=0).x.dtype == torch.float64
+    assert learned.sample(data.float(), seed=0).x.dtype == torch.float32
+
+
+def test_settings_of_regressors_are_refused() -> None:
+    with pytest.raises(ValueError, match="refreshes: got 0"):
+        LinearRegressor(0)
+    with pytest.raises(ValueError, match="refresh: got 0"):
+        NeuralRegressor(network(4), refresh=0)
+    with pytest.raises(ValueError, match="ema: got 1"):
+        NeuralRegressor(network(4), ema=1.0)
+    with pytest.raises(ValueError, match="lr: got 0"):
+        NeuralRegressor(network(4), lr=0.0)
+    with pytest.raises(RuntimeError, match="no fit yet"):
+        NeuralRegressor(network(4))(torch.zeros(1, 1), torch.tensor(0))
+    wild = NeuralRegressor(network(4), steps=60, lr=1e30, clip=1e30, batch_size=4)
+    learned = DiffusionSchroedingerBridge(Euclidean((1,)), 1.0, LinearRegressor(), wild, times=2)
+    with pytest.raises(FloatingPointError, match="lower lr"):
+        learned.fit(torch.randn(9, 1), torch.randn(9, 1), halves=1, paths=8)
