@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Protocol
 
 import numpy as np
@@ -34,6 +35,7 @@ from .divergence import Divergence, Exact
 from .grids import karras
 from .joint import JointScore
 from .loop import Seed, recipe, solve
+from .noise import SampleNoise, mix
 from .per_sample import rms
 from .solution import Status
 from .solver import Solver
@@ -265,7 +267,7 @@ def bits_per_dim(
     bins: int | None = None,
     transform: DataTransform | None = None,
     draws: int = 1,
-    seed: int | None = None,
+    seed: Seed = None,
     condition: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> BitsPerDim:
@@ -279,7 +281,7 @@ def bits_per_dim(
         values: whole numbers 0 … B − 1, ``[*batch, *event]``.
         bins, transform: B, or the map that the model was trained with; one of them at least.
         draws: K.
-        seed: of the K draws and of probes.
+        seed: of the K draws and of probes: an int, or one for each datum.
         condition, options: as for :func:`log_likelihood`.
     """
     transform = check_bins(process, transform, bins)
@@ -294,6 +296,9 @@ def bits_per_dim(
     batch = batch_shape(values, process.domain.event_shape)
     repeated = values.expand(draws, *values.shape)
     given = {name: _repeated(value, batch, draws) for name, value in (condition or {}).items()}
+    if not (seed is None or isinstance(seed, (int, Integral))):
+        seeds = SampleNoise(seed).seeds
+        seed = [mix(s, k) for k in range(draws) for s in seeds]
     found = log_likelihood(process, score, repeated, transform=transform, seed=seed, condition=given, **options)
     each = -(found.log_prob.logsumexp(0) - math.log(draws)) / (found.dim * math.log(2))
     count = each.numel()

@@ -13,7 +13,7 @@ from ..domains import Domain, Euclidean, Hypercube
 from ..domains.tensors import batch_shape, check_event, event_sum
 from ..domains.transforms import DataTransform, affine_values
 from ..processes import Diffusion
-from .noise import mix, seeded
+from .noise import SampleNoise, mix, seeded
 
 
 def check_bins(process: Diffusion, transform: DataTransform | None, bins: int | None) -> DataTransform | None:
@@ -59,6 +59,7 @@ def _dequantised(transform: Any, points: Tensor, seed: Any, batch_ndim: int) -> 
     if seed is None or isinstance(seed, Integral):
         generator = None if seed is None else seeded(mix(int(seed), -2), points.device)
         return transform.dequantise(points, generator)
+    SampleNoise(seed).open(points, points.dim() - batch_ndim)  # refuses another number of seeds
     rows = points.flatten(0, batch_ndim - 1) if batch_ndim else points[None]
     drawn = [transform.dequantise(x, seeded(mix(s, -2), points.device)) for x, s in zip(rows, seed, strict=True)]
     return torch.stack(drawn).reshape(points.shape)
