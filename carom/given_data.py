@@ -34,7 +34,7 @@ class Given:
         part = "" if self.part is None else f", {self.part} part"
         say(f"{self.name}{part}: {count:,} of {there:,} {plural(there, 'row')}")
         if self.trained:
-            warn("the model was trained on these very rows, says its recipe: of new data it may think worse")
+            warn("these rows are the model's own training data, says its recipe; it may do worse on others")
         return count
 
 

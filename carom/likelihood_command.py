@@ -207,10 +207,13 @@ def _divergence(text: str) -> Divergence:
 def _report(done: Measured, work: Rows) -> None:
     kept = done.flow.isfinite()
     flow, bound, count = done.flow[kept], done.bound[kept], int(kept.sum())
-    flow_note, bound_note = "the flow's density of the values", "upper bound on the SDE's density of the values"
+    flow_note, bound_note = (
+        "bits of the flow's density of the values",
+        "upper bound on the bits of the SDE's density of the values",
+    )
     if work.bins is not None:
-        flow_note = "upper bound on whole numbers under the flow's density, dequantised uniformly"
-        bound_note = "upper bound on whole numbers under the SDE's density, read by Bayes' rule"
+        flow_note = "upper bound on the bits of whole numbers under the flow's density, dequantised uniformly"
+        bound_note = "upper bound on the bits of whole numbers under the SDE's density, read by Bayes' rule"
     table = Table(title=f"{count} {plural(count, 'row')}, {work.score.process!r}")
     for column in ("density of", "bits/dim", "±", "how"):
         table.add_column(column, no_wrap=column != "how")
@@ -218,7 +221,7 @@ def _report(done: Measured, work: Rows) -> None:
     table.add_row("SDE (ELBO)", *_mean_and_error(bound), bound_note)
     table.add_row("SDE − flow", *_mean_and_error(bound - flow), "row by row")
     console.print(table)
-    say("fewer bits are better; the flow and the SDE are two models, and neither always costs more")
+    say("the flow and the SDE have two densities, of which neither is always the larger")
     probes = float(done.probes[kept].square().mean().sqrt()) / max(1, count) ** 0.5
     if probes > 0:
         say(f"of the flow's error {probes:.4f} is due to its probes")
