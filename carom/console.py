@@ -29,6 +29,16 @@ def clear_errors() -> Iterator[None]:
         raise typer.Exit(2) from None
 
 
+@contextmanager
+def interruptible(so_far: str) -> Iterator[None]:
+    """After Ctrl-C a line that says what has come of it, and the exit status of an interruption."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(f"interrupted: {so_far}")
+        raise typer.Exit(130) from None
+
+
 def say(text: str) -> None:
     """A line that is not wrapped, so that paths in it stay whole."""
     console.print(escape(text), highlight=False, soft_wrap=True)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .bundled import DEFAULT, find_checkpoint
-from .console import DeviceName, clear_errors, find_device, plural, say, warn
+from .console import DeviceName, clear_errors, find_device, interruptible, plural, say, warn
+from .given_data import check_values, find_data, fit
 from .rules import GRIDS, SOLVERS, check_name, make_grid, make_solver
 
 if TYPE_CHECKING:
@@ -32,9 +33,12 @@ def inpaint_command(
         str, typer.Argument(help="A file written by train or demo, or the name of a checkpoint that came along.")
     ] = DEFAULT,
     data: Annotated[
-        str, typer.Option(help="Pictures as for train: 'digits', 'fashion-mnist', a folder, .npy, .npz or IDX file.")
-    ] = DEFAULT,
-    part: Annotated[str, typer.Option(help="Of the MNISTs: test or train.")] = "test",
+        str | None,
+        typer.Option(
+            help="As for train: 'digits', 'fashion-mnist', a folder, .npy, .npz or IDX file. Default: those of the checkpoint's recipe."
+        ),
+    ] = None,
+    part: Annotated[str | None, typer.Option(help="Of the MNISTs: test (default) or train.")] = None,
     rows: Annotated[int, typer.Option("--n", min=1, help="How many pictures, drawn at random.")] = 8,
     hide: Annotated[
         str,
@@ -64,7 +68,7 @@ def inpaint_command(
     ] = Path("inpainted.png"),
 ) -> None:
     """Hide a part of pictures and let a model complete them."""
-    with clear_errors(), find_checkpoint(checkpoint) as file:
+    with clear_errors(), interruptible("nothing was written"), find_checkpoint(checkpoint) as file:
         for option, name, known in (("solver", solver, SOLVERS), ("grid", grid, GRIDS)):
             check_name(f"--{option}", name, known)
         if out.suffix not in (".png", ".npy"):
@@ -72,25 +76,30 @@ def inpaint_command(
         import torch
 
         from .brightness import check_images
-        from .scores.neural import NeuralScore, load_data
+        from .scores.neural import NeuralScore
         from .solvers import inpaint
 
+        rule = make_solver(solver)
+        if rule.adaptive:
+            raise ValueError(
+                f"--solver: got {solver!r}, expected a rule with fixed steps, e.g. ancestral, ddim or heun"
+            )
         score = NeuralScore.load(file).to(find_device(device))
         event = score.process.domain.event_shape
         if out.suffix == ".png":
             check_images(event, f"--out {out}")
-        named = data == "fashion-mnist" or data.startswith(("mnist:", "fashion-mnist:"))
-        given = load_data(data, part=part if named else None)  # type: ignore[arg-type]
+        given = find_data(file, data, part)
         generator = torch.Generator().manual_seed(seed)
-        chosen = torch.randperm(len(given), generator=generator)[:rows]
-        x, label = _points(score, given, chosen)
+        chosen = torch.randperm(len(given.data), generator=generator)[:rows]
+        x, label = _points(score, given.data, chosen)
         hidden = hidden_part(hide, event, generator)
+        given.introduce(rows)
         condition = _condition(score, label, draws) if classes else {}
         several = x.repeat_interleave(draws, 0)
         run = inpaint(
             score.process,
             score,
-            make_solver(solver),
+            rule,
             make_grid(grid, score.process, levels),
             several.to(next(score.parameters()).device),
             ~hidden,
@@ -106,6 +115,8 @@ def inpaint_command(
             f"{len(x)} {plural(len(x), 'picture')}, {float(hidden.double().mean()):.0%} hidden, {count} {plural(count, 'completion')}, "
             f"{int(torch.as_tensor(run.nfe).max())} evaluations each → {out}"
         )
+        if out.suffix == ".png":
+            say(f"columns: original | what is left | {'draw 1' if draws == 1 else f'draws 1–{draws}'}")
         if not bool(run.ok.all()):
             warn(run.report())
 
@@ -125,12 +136,13 @@ def hidden_part(text: str, event: tuple[int, ...], generator: torch.Generator) -
         hidden[..., first:last, left:right] = True
         return hidden
     if text.endswith(".npy"):
-        mask = torch.from_numpy(np.load(text))
-        if mask.dtype != torch.bool or torch.broadcast_shapes(mask.shape, hidden.shape) != hidden.shape:
+        mask = np.load(text)
+        try:
+            return torch.from_numpy(np.broadcast_to(mask, event).astype(bool, casting="no"))
+        except (ValueError, TypeError):
             raise ValueError(
-                f"--hide: got {mask.dtype} of shape {tuple(mask.shape)} in {text}, expected Bool that broadcasts to {event}"
-            )
-        return mask.expand(event).clone()
+                f"--hide: got {mask.dtype} of shape {mask.shape} in {text}, expected bool that broadcasts to {event}, True where hidden"
+            ) from None
     try:
         share = float(text)
     except ValueError:
@@ -148,12 +160,8 @@ def _points(score: NeuralScore, data: Any, index: torch.Tensor) -> tuple[torch.T
     """Points of the domain and labels of some rows."""
     import torch
 
-    values, label = data.read(index)
-    event = score.process.domain.event_shape
-    if tuple(values.shape[1:]) != event:
-        raise ValueError(
-            f"--data: got rows of shape {tuple(values.shape[1:])}, expected {event}, what the model was trained on"
-        )
+    values, label = fit(data, score).read(index)
+    check_values(values, None if score.stored is None else score.stored.transform)
     if score.stored is None:
         return values.to(torch.get_default_dtype()), label
     return score.stored.transform.forward(values).to(torch.get_default_dtype()), label
@@ -165,6 +173,22 @@ def _condition(score: NeuralScore, label: torch.Tensor | None, draws: int) -> di
     if not every_class(score).classes or label is None:
         raise ValueError("--classes: got it for a model that hears none, or data without labels; leave it out")
     return {"label": label.repeat_interleave(draws).to(next(score.parameters()).device)}
+
+
+#: what is hidden: no grey; on coloured pictures, which may be blue themselves, in stripes with white
+COVER = (0.25, 0.45, 0.85)
+
+
+def covered(x: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    """Pictures ``[n, C, H, W]`` in colours ``[n, 3, H, W]``, those pixels covered of which a channel is hidden ``[C, H, W]``."""
+    import torch
+
+    height, width = x.shape[-2:]
+    cover = torch.tensor(COVER).to(x)[:, None, None].expand(3, height, width)
+    if x.shape[1] == 3:
+        stripes = (torch.arange(height)[:, None] + torch.arange(width)) % 4 < 2
+        cover = torch.where(stripes, cover, 1.0)
+    return torch.where(hidden.any(0), cover, x)
 
 
 @dataclass(frozen=True)
@@ -191,8 +215,7 @@ class Completed:
             np.save(path, values.reshape(self.made.shape).numpy())
             return
         original = brightness(self.score, self.x)
-        # half grey, which no wall is
-        left = torch.where(self.hidden, 0.5, original)
         shown = brightness(self.score, self.made.flatten(0, 1)).reshape(self.made.shape)
-        columns = torch.cat([original[:, None], left[:, None], shown], 1)
+        columns = torch.cat([original[:, None], shown], 1).expand(-1, -1, 3, -1, -1)
+        columns = torch.cat([columns[:, :1], covered(original, self.hidden)[:, None], columns[:, 1:]], 1)
         image_grid(columns.flatten(0, 1), path, columns=columns.shape[1])

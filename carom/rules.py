@@ -44,13 +44,17 @@ SOLVERS: dict[str, tuple[str, dict[str, Any]]] = {
 GRIDS = ("karras", "uniform", "quadratic", "uniform-lambda", "polyexponential", "beta")
 
 
+#: what others call a solver here
+ALSO = {"adaptive-ode": "adaptive", "rk45": "adaptive", "runge-kutta": "rk4"}
 WALLS = ("default", "reflect", "project", "cover", "reject", "penalise")
 
 
 def check_name(option: str, name: str, known: Iterable[str]) -> None:
     """Refuse a name that is none of the known ones, with the one most like it."""
     if name not in known:
-        raise ValueError(f"{option}: got {name!r}{nearest(name, known)}, expected one of {', '.join(known)}")
+        known, other = list(known), ALSO.get(name.lower())
+        guess = f" (did you mean {other}?)" if other in known else nearest(name, known)
+        raise ValueError(f"{option}: got {name!r}{guess}, expected one of {', '.join(known)}")
 
 
 def make_solver(rule: str) -> Solver:

@@ -30,11 +30,10 @@ print(
 )
 print(f"there and back again to {float(flow.round_trip.max()):.0e}; pushed by walls: {float(flow.pushed.max()):.0e}")
 
-# a lower bound for the SDE, term by term
-bound = elbo(process, score, points, draws=200, seed=0)
-print(
-    "by the bound:         ", [f"{v:.2f} ± {e:.2f}" for v, e in zip(bound.log_prob, bound.standard_error, strict=True)]
-)
+# a lower bound for the SDE, tight where the score is exact; many copies side by side are faster than as many draws
+bound = elbo(process, score, points.expand(1000, 3, 2), draws=40, seed=0).log_prob
+error = bound.std(0) / len(bound) ** 0.5
+print("by the bound:         ", [f"{v:.2f} ± {e:.2f}" for v, e in zip(bound.mean(0), error, strict=True)])
 
 # whole numbers 0 … 9 stored for both coordinates, in bits
 levels = torch.tensor([[0, 0], [3, 3], [9, 9]])

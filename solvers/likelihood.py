@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Protocol
 
 import numpy as np
@@ -34,10 +35,11 @@ from .divergence import Divergence, Exact
 from .grids import karras
 from .joint import JointScore
 from .loop import Seed, recipe, solve
+from .noise import SampleNoise, mix
 from .per_sample import rms
 from .solution import Status
 from .solver import Solver
-from .stored_values import check_bins, check_one_seed, stored_points
+from .stored_values import check_bins, stored_points
 from .walls import Cover, Reflect
 
 
@@ -268,7 +270,7 @@ def bits_per_dim(
     bins: int | None = None,
     transform: DataTransform | None = None,
     draws: int = 1,
-    seed: int | None = None,
+    seed: Seed = None,
     condition: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> BitsPerDim:
@@ -282,7 +284,7 @@ def bits_per_dim(
         values: whole numbers 0 … B − 1, ``[*batch, *event]``.
         bins, transform: B, or the map that the model was trained with; one of them at least.
         draws: K.
-        seed: of the K draws and of probes.
+        seed: of the K draws and of probes: an int, or one for each datum.
         condition, options: as for :func:`log_likelihood`.
     """
     transform = check_bins(process, transform, bins)
@@ -293,11 +295,13 @@ def bits_per_dim(
         )
     if not is_int(draws, 1):
         raise ValueError(f"draws: got {draws!r}, expected a whole number of at least 1")
-    check_one_seed(seed)
     values = as_state(values)
     batch = batch_shape(values, process.domain.event_shape)
     repeated = values.expand(draws, *values.shape)
     given = {name: _repeated(value, batch, draws) for name, value in (condition or {}).items()}
+    if not (seed is None or isinstance(seed, (int, Integral))):
+        seeds = SampleNoise(seed).seeds
+        seed = [mix(s, k) for k in range(draws) for s in seeds]
     found = log_likelihood(process, score, repeated, transform=transform, seed=seed, condition=given, **options)
     each = -(found.log_prob.logsumexp(0) - math.log(draws)) / (found.dim * math.log(2))
     count = each.numel()

@@ -30,11 +30,6 @@ def check_bins(process: Diffusion, transform: DataTransform | None, bins: int | 
     return transform
 
 
-def check_one_seed(seed: Any) -> None:
-    if seed is not None and (not isinstance(seed, Integral) or isinstance(seed, bool)):
-        raise TypeError(f"seed: got {seed!r}, expected one int for all draws, or None")
-
-
 def stored_points(
     process: Diffusion, values: Tensor, transform: DataTransform | None, t: Tensor | None, seed: Any
 ) -> tuple[Tensor, Tensor]:

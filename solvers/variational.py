@@ -38,9 +38,10 @@ from .checks import as_state, check_generation, check_process_and_score, check_t
 from .divergence import Divergence, Exact
 from .grids import karras
 from .likelihood import Law, check_prior, flat_condition
-from .loop import recipe
-from .noise import global_seed, seeded
-from .stored_values import check_bins, check_one_seed, log_chances, stored_points
+from .loop import Seed, recipe
+from .noise import global_seed
+from .row_draws import Generators, draw, generators, normals, shifts
+from .stored_values import check_bins, log_chances, stored_points
 
 FORMS = ("dsm", "fisher", "ddpm", "vdm")
 
@@ -87,7 +88,7 @@ def elbo(
     transform: DataTransform | None = None,
     bins: int | None = None,
     variance: str = "posterior",
-    seed: int | None = None,
+    seed: Seed = None,
     condition: Mapping[str, Any] | None = None,
     progress: bool = False,
 ) -> Elbo:
@@ -111,12 +112,12 @@ def elbo(
         prior: the law at times[0]; a Gaussian, or the uniform law between walls, unless told. Chains know only their own.
         variance: of the chain "ddpm": "posterior" (β̃; in the last step, where it is 0, that of the step before) or "beta" (β).
         transform, bins, condition: as for :func:`log_likelihood`; whole numbers are not dequantised.
-        seed: of levels and noise.
+        seed: of levels and noise: an int, or one for each datum, whose draws are then the same in any batch.
 
     Raises ``TypeError``/``ValueError`` for arguments that do not fit.
     """
     check_process_and_score(process, score)
-    _check(process, form, draws, variance, seed, prior)
+    _check(process, form, draws, variance, prior)
     grid = check_times(_default_grid(process, form) if times is None else times)
     check_generation(process, grid)
     transform = check_bins(process, transform, bins)
@@ -124,17 +125,18 @@ def elbo(
     batch, event = batch_shape(values, process.domain.event_shape), process.domain.event_shape
     given = {name: flat_condition(value, batch) for name, value in (condition or {}).items()}
     flat = values.reshape(math.prod(batch), *event)
+    seed = global_seed() if seed is None else seed
     if form in ("dsm", "fisher"):
         data, ends = _data(process, flat, transform, grid), grid[[-1, 0]]
         law = check_prior(process, prior, data.x, float(grid[0]))
         run = ContinuousBound(process, LevelScore(process, score, given), data, ends, law, prior is None)
-        totals, terms = run.terms(form, draws, divergence, global_seed() if seed is None else seed, progress)
+        totals, terms = run.terms(form, draws, divergence, seed, progress)
     else:
         points, volume = stored_points(process, flat, transform, None, None)
         chain = ChainBound(
             process, LevelScore(process, score, given), points, grid, transform, variance if form == "ddpm" else None
         )
-        totals, terms = chain.terms(draws, global_seed() if seed is None else seed, progress)
+        totals, terms = chain.terms(draws, seed, progress)
         if transform is None or transform.bins is None:
             terms["L_0"] = terms["L_0"] - volume
             totals = totals - volume
@@ -208,22 +210,21 @@ class ContinuousBound:
         self.high = math.sqrt(high**2 - data.start**2)
 
     def terms(
-        self, form: str, draws: int, divergence: Divergence, seed: int, progress: bool
+        self, form: str, draws: int, divergence: Divergence, seed: Seed, progress: bool
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """(the sum of the terms in each draw ``[draws, B]``, their means)."""
         x0 = self.data.x
-        generator, source = seeded(seed), recipe(seed, None).open(x0, x0.dim() - 1)
-        # one level in each stratum of each datum; shifts in strata of the batch
-        order = torch.randperm(len(x0), generator=generator).double()
-        shift = (order + torch.rand(len(x0), generator=generator, dtype=torch.float64)) / max(1, len(x0))
+        generator, source = generators(seed, x0), recipe(seed, None).open(x0, x0.dim() - 1)
+        # one level in each stratum of each datum
+        shift = shifts(len(x0), generator)
         rows = []
         for k in _counted(draws, progress):
             u = ((k + shift) / draws).to(x0.device)
             tau, sigma, weight = self.level(u)
-            x, target = self._kernel(tau).sample_with_target(generator=generator)
+            x, target = draw(self._kernel(tau), generator, target=True)
             directions = divergence.directions(source) if form == "fisher" else None
             path = weight * self.reading(x, target if form == "dsm" else None, sigma, divergence, directions)
-            first = self._kernel(torch.full_like(tau, self.low)).sample(generator=generator) if self.low else x0
+            first = draw(self._kernel(torch.full_like(tau, self.low)), generator)[0] if self.low else x0
             last = self._kernel(torch.full_like(tau, self.high))
             rows.append(torch.stack([self.prior(last, generator), path, self.data.values_term(first)]))
         each = torch.stack(rows)
@@ -258,7 +259,7 @@ class ContinuousBound:
         spread = event_sum(x0.double() ** 2, ndim) / dim + self.data.start**2
         return (square * variance - dim) / (variance + spread)
 
-    def prior(self, last: HeatKernel, generator: torch.Generator | None) -> Tensor:
+    def prior(self, last: HeatKernel, generator: Generators | None) -> Tensor:
         """E[−log π_X] ``[B]``: in closed form for the process's own law, else of one draw."""
         dim, x0, domain = self.dim, self.data.x, self.process.domain
         if self.own_prior and domain.bounded:
@@ -271,7 +272,7 @@ class ContinuousBound:
             square = event_sum(x0.double() ** 2, x0.dim() - 1) + dim * self.high**2
             # of X: what the scale adds has cancelled
             return 0.5 * (square / variance + dim * math.log(2 * math.pi * variance))
-        return -self.law.log_prob(self.last * last.sample(generator=generator)).double() - moved
+        return -self.law.log_prob(self.last * draw(last, generator)[0]).double() - moved
 
     def _kernel(self, tau: Tensor) -> HeatKernel:
         x0 = self.data.x
@@ -296,19 +297,16 @@ class ChainBound:
         self.sigma, self.std, self.last = level.sigma, level.scale * level.sigma, float(level.scale[-1])
         self.prior_std = float(process.prior(torch.float64, t=float(grid[0])).sigma)  # type: ignore[attr-defined]
 
-    def terms(self, draws: int, seed: int, progress: bool) -> tuple[Tensor, dict[str, Tensor]]:
-        generator = seeded(seed)
+    def terms(self, draws: int, seed: Seed, progress: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        generator = generators(seed, self.x0)
         last = self._prior()
-        first = torch.stack([self._last_step(self._noise(generator)) for _ in range(draws)])
+        first = torch.stack([self._last_step(normals(self.x0, generator)) for _ in range(draws)])
         steps = []
         for i in _counted(len(self.sigma) - 1, progress):
-            steps.append(torch.stack([self._step(i + 1, self._noise(generator)) for _ in range(draws)]))
+            steps.append(torch.stack([self._step(i + 1, normals(self.x0, generator)) for _ in range(draws)]))
         each = torch.stack(steps) if steps else first.new_zeros(0, *first.shape)
         totals = last + first + each.sum(0)
         return totals, {"L_T": last, "L_t": each.mean(1), "L_0": first.mean(0)}
-
-    def _noise(self, generator: torch.Generator) -> Tensor:
-        return torch.randn(self.x0.shape, dtype=self.x0.dtype, generator=generator).to(self.x0.device)
 
     def _error(self, i: int, noise: Tensor) -> Tensor:
         """ε − ε̂ at level i, float64."""
@@ -392,12 +390,11 @@ def _default_grid(process: Diffusion, form: str) -> Tensor:
     return torch.arange(round(schedule.t_max * count), 0, -1, dtype=torch.float64) / count
 
 
-def _check(process: Diffusion, form: str, draws: int, variance: str, seed: Any, prior: Law | None) -> None:
+def _check(process: Diffusion, form: str, draws: int, variance: str, prior: Law | None) -> None:
     if form not in FORMS:
         raise ValueError(f"form: got {form!r}, expected one of {', '.join(FORMS)}")
     if not is_int(draws, 1):
         raise ValueError(f"draws: got {draws!r}, expected a whole number of at least 1")
-    check_one_seed(seed)
     if variance not in ("posterior", "beta"):
         raise ValueError(f"variance: got {variance!r}, expected 'posterior' or 'beta'")
     if process.parts or not isinstance(process.domain, KernelDomain):

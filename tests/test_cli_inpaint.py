@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from carom.cli import app
 from carom.domains import Hypercube
-from carom.inpaint_command import _condition, hidden_part
+from carom.inpaint_command import COVER, _condition, covered, hidden_part
 from carom.processes import VE, Diffusion
 from carom.scores.neural import MLP, MLPConfig, NeuralScore, load_data
 
@@ -67,9 +67,10 @@ def test_a_picture_a_mask_of_one_s_own_and_classes(here: Path) -> None:
     mask = np.zeros((8, 8), dtype=bool)
     mask[2:4] = True
     np.save("mask.npy", mask)
-    run(*SHORT, "--hide", "mask.npy", "--classes", "--solver", "heun", "--out", "a.png")
+    text = run(*SHORT, "--hide", "mask.npy", "--classes", "--solver", "heun", "--out", "a.png")
     assert Path("a.png").stat().st_size > 500
-    run(*SHORT, "--hide", "mask.npy", "--out", "a.npy")
+    assert "digits: 3 of 1,797 rows" in text and "columns: original | what is left | draws 1–2" in text
+    assert "columns" not in run(*SHORT, "--hide", "mask.npy", "--out", "a.npy")
     run(*SHORT, "--hide", "mask.npy", "--out", "b.npy")
     assert (np.load("a.npy") == np.load("b.npy")).all()
 
@@ -97,15 +98,54 @@ def test_the_names_of_parts_are_theirs() -> None:
     assert torch.equal(few[0], few[1]) and torch.equal(few[0], few[2])
 
 
+def test_what_is_hidden_looks_like_no_data() -> None:
+    hidden = torch.zeros(1, 6, 6, dtype=torch.bool)
+    hidden[:, 1:5, 1:5] = True
+    grey = torch.rand(2, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+    seen = covered(grey, hidden)
+    assert torch.equal(seen[:, :, 0], grey[:, :, 0].expand(2, 3, 6)) and len(set(COVER)) == 3
+    assert torch.equal(seen[:, :, 1:5, 1:5], torch.tensor(COVER)[:, None, None].expand(2, 3, 4, 4))
+    # of coloured pictures, in which a channel may be hidden alone: stripes
+    hidden = torch.cat([hidden, hidden & False, hidden & False])
+    colour = grey.expand(2, 3, 6, 6)
+    seen = covered(colour, hidden)
+    assert torch.equal(seen[..., 0], colour[..., 0])
+    inside = seen[0, 0, 1:5, 1:5]
+    assert sorted(set(inside.flatten().tolist())) == pytest.approx([COVER[0], 1.0])
+    assert float((inside == 1).double().mean()) == 0.5
+
+
+def test_ctrl_c_says_that_nothing_was_written(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("carom.solvers.inpaint", interrupted)
+    assert "interrupted: nothing was written" in run(*SHORT, "--out", "x.npy", code=130)
+    assert not Path("x.npy").exists()
+
+
 def test_refusals(here: Path) -> None:
     assert "--hide: got 'centre', expected one of right, left" in run(*SHORT, "--hide", "centre", code=2)
     assert "--hide: got '1.5', expected one of" in run(*SHORT, "--hide", "1.5", code=2)
     np.save("mask.npy", np.zeros((8, 8)))
-    assert "--hide: got torch.float64 of shape (8, 8)" in run(*SHORT, "--hide", "mask.npy", code=2)
+    assert "--hide: got float64 of shape (8, 8)" in run(*SHORT, "--hide", "mask.npy", code=2)
+    for shape in ((7, 8), (2, 8, 8), (1, 1, 8, 8)):
+        np.save("mask.npy", np.zeros(shape, dtype=bool))
+        text = run(*SHORT, "--hide", "mask.npy", code=2)
+        assert f"--hide: got bool of shape {shape} in mask.npy, expected bool that broadcasts to (1, 8, 8)" in text
     assert "--out: got x.jpg, expected a file that ends in .png or .npy" in run(*SHORT, "--out", "x.jpg", code=2)
-    assert "expected a rule with fixed steps" in run(*SHORT, "--solver", "adaptive", code=2)
+    assert "expected a rule with fixed steps, e.g. ancestral, ddim or heun" in run(
+        *SHORT, "--solver", "adaptive", code=2
+    )
     np.save("x.npy", np.zeros((4, 1, 4, 4), dtype=np.uint8))
     assert "--data: got rows of shape (1, 4, 4), expected (1, 8, 8)" in run("m.safetensors", "--data", "x.npy", code=2)
+    np.save("z.npy", np.full((4, 1, 8, 8), 0.25, dtype=np.float32))
+    text = run("m.safetensors", "--data", "z.npy", code=2)
+    assert "--data: got values from 0.25 to 0.25 that are not whole, expected whole numbers 0 … 16" in text
+    np.save("z.npy", np.full((4, 1, 8, 8), 17))
+    assert "--data: got values from 17 to 17, expected whole" in run("m.safetensors", "--data", "z.npy", code=2)
+    assert "--part: got 'train' for 'digits', which has no parts" in run(*SHORT, "--part", "train", code=2)
+    assert "no recipe lies beside" in run("m.safetensors", code=2)
     np.save("y.npy", np.random.default_rng(0).integers(0, 17, (4, 1, 8, 8)).astype(np.uint8))
     assert "--classes: got it for a model that hears none, or data without labels" in run(
         "m.safetensors", "--data", "y.npy", "--classes", code=2

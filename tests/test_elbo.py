@@ -432,8 +432,8 @@ def test_refusals() -> None:
         elbo(problem.process, problem.score, x, form="ddpm", variance="learned")
     with pytest.raises(ValueError, match="draws: got 0"):
         elbo(problem.process, problem.score, x, draws=0)
-    with pytest.raises(TypeError, match=r"seed: got \[0, 1\], expected one int"):
-        elbo(problem.process, problem.score, x, seed=[0, 1])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="seeds: got 2, expected one per sample"):
+        elbo(problem.process, problem.score, x, seed=[0, 1])
     plane = problems.gaussian_2d()
     uneven = AffineValues([-1.0, -2.0], [1.0, 2.0], 0, 15, 16)
     with pytest.raises(ValueError, match=r"transform: got walls that differ between axes.* use 'dsm'"):

@@ -584,8 +584,8 @@ def test_refusals() -> None:
         bits_per_dim(cube.process, cube.score, torch.tensor([[0.3]]))
     with pytest.raises(ValueError, match="draws: got 0"):
         bits_per_dim(cube.process, cube.score, torch.tensor([[3.0]]), bins=8, draws=0)
-    with pytest.raises(TypeError, match=r"seed: got \[0, 1\], expected one int"):
-        bits_per_dim(cube.process, cube.score, torch.tensor([[3.0]]), bins=8, seed=[0, 1])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="seeds: got 2, expected one per sample"):
+        bits_per_dim(cube.process, cube.score, torch.tensor([[3.0]]), bins=8, seed=[0, 1])
     with pytest.raises(ValueError, match="probes: got 0"):
         Hutchinson(0)
     with pytest.raises(ValueError, match="law: got 'uniform'"):
