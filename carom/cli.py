@@ -16,6 +16,7 @@ from .likelihood_command import likelihood_command
 from .rules import SOLVERS
 from .sample_command import sample_command
 from .train_command import train_command
+from .validate_command import validate_command
 
 # Threads that spin while they wait make each other wait where the cores are shared: a training step can then take ten times
 # as long. Read when torch is first imported, which no line above does.
@@ -59,6 +60,7 @@ app.command("train")(train_command)
 app.command("sample")(sample_command)
 app.command("likelihood")(likelihood_command)
 app.command("inpaint")(inpaint_command)
+app.command("validate")(validate_command)
 
 
 @app.command()
