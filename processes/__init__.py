@@ -4,6 +4,7 @@ from .diffusion import Diffusion, Level, data_form, noise_form, retime
 from .equations import ODE, SDE, Equation, ForwardSDE, ProbabilityFlow, ReverseSDE, Wall
 from .learned import Learned
 from .registry import process_from_config, schedule_from_config
+from .reversal import TimeReversal
 from .schedule import Schedule, UnitScale, VariancePreserving
 from .schedules import EDM, VE, VP, CosineVP, Discrete, FlowMatching, SubVP
 
@@ -25,6 +26,7 @@ __all__ = [
     "ReverseSDE",
     "Schedule",
     "SubVP",
+    "TimeReversal",
     "UnitScale",
     "VariancePreserving",
     "Wall",
