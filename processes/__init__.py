@@ -6,6 +6,7 @@ from .equations import ODE, SDE, Equation, ForwardSDE, ProbabilityFlow, ReverseS
 from .langevin import Kinetic, Langevin, RiemannianLangevin
 from .learned import Learned
 from .registry import process_from_config, schedule_from_config
+from .reversal import TimeReversal
 from .schedule import Schedule, UnitScale, VariancePreserving
 from .schedules import EDM, VE, VP, CosineVP, Discrete, FlowMatching, SubVP
 
@@ -35,6 +36,7 @@ __all__ = [
     "RiemannianLangevin",
     "Schedule",
     "SubVP",
+    "TimeReversal",
     "UnitScale",
     "VariancePreserving",
     "Wall",

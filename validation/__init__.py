@@ -5,6 +5,15 @@ when a picture is drawn.
 """
 
 from . import pictures, problems
+from .convergence import (
+    Discretisation,
+    Gap,
+    OrnsteinUhlenbeck,
+    discretisation,
+    exponential_rates,
+    gaussian_gap,
+    linear_law,
+)
 from .cover import cover_expectation
 from .distances import Distance, energy_distance, frechet_distance, sliced_wasserstein
 from .domain_laws import check_domain
@@ -12,10 +21,22 @@ from .gallery import domain_picture
 from .laws import Law, LawError, Report
 from .orders import BasisNoise, convergence_order, expectation, propagate_moments
 from .report import report
+from .residuals import Asymmetry, asymmetry, family_residuals, fokker_planck_residual
 from .schedule_laws import check_schedule
 from .solver_laws import check_solver
 
 __all__ = [
+    "linear_law",
+    "gaussian_gap",
+    "fokker_planck_residual",
+    "family_residuals",
+    "exponential_rates",
+    "discretisation",
+    "asymmetry",
+    "OrnsteinUhlenbeck",
+    "Gap",
+    "Discretisation",
+    "Asymmetry",
     "BasisNoise",
     "Distance",
     "Law",
