@@ -40,6 +40,6 @@ def validate_command(
         for o in failed:
             why = o.failure or f"error {o.error:.2e}, allowed {o.reference.tolerance:.0e}"
             console.print(f"{o.reference.system}, {o.reference.quantity}: {why}", style="red", markup=False)
-        console.print(f"{len(outcomes) - len(failed)} of {len(outcomes)} systems agree with their closed forms")
+        console.print(f"{len(outcomes) - len(failed)} of {len(outcomes)} checks agree with their closed forms")
         if failed:
             raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""The notes' picture of three flows to the points ±1: VP bends on its way, VE at the data, EDM runs straight to the mean and then to a point.
+"""The notes' picture of three flows to ±1: VP bends on its way, VE at the data, EDM runs straight to the mean and then to a point.
 
 The density of x_t is grey behind them. All three end in ±1, and at equal σ their X = x/s agree."""
 

@@ -112,7 +112,7 @@ def _kernel_mean() -> Tensor:
     """E[cos πX] for X from the kernel of [0, 1] at σ = .3 from .2: an eigenfunction decays by e^{−π²σ²/2}."""
     node, weight = np.polynomial.legendre.leggauss(60)
     x = torch.tensor(0.5 * (node + 1))[:, None]
-    density = Hypercube((1,)).kernel(_f64(0.2), 0.3).log_prob(x).exp()
+    density = Hypercube((1,)).heat_kernel(_f64(0.2), 0.3).log_prob(x).exp()
     return (0.5 * torch.tensor(weight) * density * (math.pi * x[:, 0]).cos()).sum()
 
 
@@ -227,14 +227,10 @@ REFERENCES: list[Reference] = [
     ),
     Reference(
         "DDIM",
-        "spread of a point, 4 steps",
-        0.0,
-        lambda: _variance(
-            problems.MixtureProblem(_g1(50).process, (1.0,), ((0.7,),), (((0.0,),),)),
-            DDIM(1.0),
-            _f64(1.0, 0.66, 0.4, 0.0),
-        ),
-        1e-12,
+        "variance, ten steps of 50 levels",
+        0.139955964777,
+        lambda: _variance(_g1(50), DDIM(), _down(50)[::5]),
+        1e-11,
         "Denoising Diffusion Implicit Models",
     ),
     Reference(
@@ -260,7 +256,7 @@ REFERENCES: list[Reference] = [
         "VP SDE",
         "variance at t = ½",
         0.94070214066,
-        lambda: VP().scale(0.5) ** 2 * 0.25 + VP().std(0.5) ** 2,
+        lambda: VP().scale(_f64(0.5)) ** 2 * 0.25 + VP().std(_f64(0.5)) ** 2,
         1e-11,
         "VP SDE",
     ),
@@ -268,7 +264,7 @@ REFERENCES: list[Reference] = [
         "sub-VP SDE",
         "variance at t = ½",
         0.867889414647,
-        lambda: SubVP().scale(0.5) ** 2 * 0.25 + SubVP().std(0.5) ** 2,
+        lambda: SubVP().scale(_f64(0.5)) ** 2 * 0.25 + SubVP().std(_f64(0.5)) ** 2,
         1e-11,
         "New Diffusion Process",
     ),
