@@ -1,11 +1,11 @@
-"""Samples that do as they are told: of a class, with a part given, with a measurement given. Every guidance is a score made of scores."""
+"""Samples of a class, by a conditional score or by a classifier. Every guidance is a score made of scores, and goes wherever one goes."""
 
 import torch
 
 from carom.domains import Hypercube
 from carom.processes import VE, Diffusion
-from carom.scores import Classifier, ClassifierFree, CovarianceGuidance, Damped, Downsample, EmpiricalScore
-from carom.solvers import EulerMaruyama, Heun, inpaint, karras, sample
+from carom.scores import Classifier, ClassifierFree, Damped, EmpiricalScore
+from carom.solvers import Heun, karras, sample
 
 torch.manual_seed(0)
 process = Diffusion(Hypercube((1, 4, 4)), VE())
@@ -35,21 +35,3 @@ for guided in (
     run = sample(process, guided, Heun(), times, shape=4, seed=0, condition={"label": label})
     means = [round(float(v), 2) for v in run.x.mean((1, 2, 3))]
     print(f"{type(guided).__name__}: mean brightness {means} of bright, dark, bright, dark")
-
-# the upper half is given
-picture = bright[:1].expand(3, 1, 4, 4)
-known = torch.zeros(1, 4, 4, dtype=torch.bool)
-known[:, :2] = True
-run = inpaint(process, everything, EulerMaruyama(), karras(process, 40), picture, known, resamplings=5, seed=range(3))
-apart = (run.x - picture).abs()
-print(
-    f"inpainted: the known half to {float(apart[:, :, :2].max()):.0e}, the other to {float(apart[:, :, 2:].max()):.2f}"
-)
-
-# means of 2 × 2 blocks are given, to 0.02
-operator = Downsample((1, 4, 4), 2)
-guided = CovarianceGuidance(everything, operator, operator.forward(dark[0]), sigma_y=0.02)
-run = sample(process, guided, EulerMaruyama(), karras(process, 60), shape=4, seed=1)
-print(
-    f"measured:  off the measurement by {float((operator.forward(run.x) - operator.forward(dark[0])).abs().mean()):.3f} on average"
-)

@@ -334,7 +334,7 @@ class Cauchy(Kernel):
         return 1 / (1 + ((x[:, None] - y[None, :]) ** 2).sum(-1))
 
 
-@pytest.mark.parametrize("kernel", [RBF(0.4), LinearKernel(), Cauchy()], ids=repr)
+@pytest.mark.parametrize("kernel", [RBF(0.4), LinearKernel(), Cauchy()], ids=lambda kernel: type(kernel).__name__)
 def test_slopes_are_the_derivatives_of_the_values(kernel: Kernel) -> None:
     """Against autograd over all pairs."""
     x, y, w = cloud(4), cloud(5, seed=1), torch.rand(5, dtype=F64)
