@@ -45,6 +45,7 @@ from .preconditioning import Preconditioning
 from .readers import arrays, idx
 from .reflected import Reflected, ReflectedVelocity
 from .score import NeuralScore
+from .simulated import SimulatedScoreMatching, simulate_sde
 from .stored import Stored
 from .trainable import Trainable
 from .training import TrainingResult, train
@@ -103,6 +104,7 @@ __all__ = [
     "ResidualMatching",
     "SecondMomentHead",
     "SecondMomentMatching",
+    "SimulatedScoreMatching",
     "SlicedScoreMatching",
     "Stored",
     "Terms",
@@ -128,6 +130,7 @@ __all__ = [
     "mnist",
     "register_network",
     "simulate",
+    "simulate_sde",
     "split",
     "to_domain",
     "train",
