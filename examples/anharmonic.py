@@ -26,7 +26,7 @@ class Network(torch.nn.Sequential):
 layers = torch.nn.Linear(3, 48), torch.nn.Tanh(), torch.nn.Linear(48, 48), torch.nn.Tanh(), torch.nn.Linear(48, 2)
 score = NeuralScore(Network(*layers), Diffusion(sde.domain, VP(6, 6)), VPPreconditioning(6, 6, M=2))
 loss = SimulatedScoreMatching(sde, levels=LogUniform(0.25, 20.0), weight=lambda sigma: 1 + sigma**-2)
-train(score, data, objective=loss, steps=300, batch_size=512, lr=Cosine(1e-2, 300), ema=None, progress=False)
+train(score, data, objective=loss, steps=400, batch_size=512, lr=Cosine(1e-2, 400), ema=None, progress=False)
 with torch.no_grad():
     start = solve(sde, data[:2000], torch.linspace(0, 3, 601), EulerMaruyama()).x  # the stationary law
     x = solve(TimeReversal(sde, score), start, torch.linspace(1, 0.1, 201) ** 2, EulerMaruyama()).x
