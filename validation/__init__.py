@@ -18,6 +18,7 @@ from .cover import cover_expectation
 from .distances import Distance, energy_distance, frechet_distance, sliced_wasserstein
 from .domain_laws import check_domain
 from .gallery import domain_picture
+from .grid_law import GridLaw
 from .laws import Law, LawError, Report
 from .orders import BasisNoise, convergence_order, expectation, propagate_moments
 from .report import report
@@ -35,6 +36,7 @@ __all__ = [
     "asymmetry",
     "OrnsteinUhlenbeck",
     "Gap",
+    "GridLaw",
     "Discretisation",
     "Asymmetry",
     "BasisNoise",

@@ -48,6 +48,7 @@ from .readers import arrays, idx
 from .reflected import Reflected, ReflectedVelocity
 from .regressors import LinearRegressor, NeuralRegressor, Regressor
 from .score import NeuralScore
+from .simulated import SimulatedScoreMatching, simulate_sde
 from .stored import Stored
 from .trainable import Trainable
 from .training import TrainingResult, train
@@ -112,6 +113,7 @@ __all__ = [
     "ResidualMatching",
     "SecondMomentHead",
     "SecondMomentMatching",
+    "SimulatedScoreMatching",
     "SlicedScoreMatching",
     "Stored",
     "Terms",
@@ -137,6 +139,7 @@ __all__ = [
     "mnist",
     "register_network",
     "simulate",
+    "simulate_sde",
     "split",
     "to_domain",
     "train",

@@ -21,10 +21,21 @@ if TYPE_CHECKING:
     from .score import NeuralScore
 
 
-class _Implicit(ScoreMatching):
-    """Implicit score matching, by whatever gives the diagonal of the Jacobian."""
+class Implicit(ScoreMatching):
+    """Implicit score matching: of states that a subclass makes of the data, by whatever gives the diagonal of the Jacobian."""
 
     steps: int | None
+
+    def _states(self, score: NeuralScore, x0: Tensor, sigma: Tensor, generator: torch.Generator | None) -> Tensor:
+        """X = x/s at levels σ ``[*batch]``, without gradients: the heat flow, unless told."""
+        return unchecked(
+            score.process.domain,
+            x0,
+            sigma,
+            generator,
+            self.steps,
+            lambda: largest_level(self.levels or self.default(score.process)),
+        )
 
     @abstractmethod
     def _diagonal(self, value: Tensor, x: Tensor, ndim: int, keep: bool, generator: torch.Generator | None) -> Tensor:
@@ -42,14 +53,7 @@ class _Implicit(ScoreMatching):
         sigma = self._begin(score, x0, generator)
         level = expand_right(sigma, len(domain.event_shape))
         with torch.no_grad():
-            x = unchecked(
-                domain,
-                x0,
-                sigma,
-                generator,
-                self.steps,
-                lambda: largest_level(self.levels or self.default(score.process)),
-            )
+            x = self._states(score, x0, sigma, generator)
         keep = torch.is_grad_enabled()
         with torch.enable_grad(), twice_differentiable():
             x = x.detach().requires_grad_()
@@ -61,7 +65,7 @@ class _Implicit(ScoreMatching):
 
 
 @dataclass(frozen=True)
-class ImplicitScoreMatching(_Implicit):
+class ImplicitScoreMatching(Implicit):
     r""":math:`E_σ\, w(σ)\,\tfrac1d \big(|score|^2 + 2 \nabla·score\big)(x, σ) / v(σ)^2`: no kernel, no target, any domain with walls.
 
     It is denoising score matching less a constant, if the score has no flux through the walls: :math:`\oint p_σ\,score·n = 0`. A
@@ -93,7 +97,7 @@ class ImplicitScoreMatching(_Implicit):
 
 
 @dataclass(frozen=True)
-class SlicedScoreMatching(_Implicit):
+class SlicedScoreMatching(Implicit):
     """:class:`ImplicitScoreMatching` with Hutchinson's estimate of the divergence: one backward pass per probe at any dimension.
 
     Args: levels, weight, steps: as there. probes: how many random sign vectors per sample.

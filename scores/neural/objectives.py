@@ -15,6 +15,7 @@ ConditionalFlowMatching       that fold                        one fold         
 ExplicitScoreMatching         whose forward process runs       one score of another   none but that of x
 ImplicitScoreMatching         that know their walls            a backward pass/axis   that of the divergence
 SlicedScoreMatching           that know their walls            a backward pass/probe  more, by the probes
+SimulatedScoreMatching        the same, under any SDE          simulation, then these the same
 ============================  ===============================  =====================  ==========================================
 
 The variational bounds (``vdm``, ``ddpm``), matching of higher orders (``high_order``) and covariances (``covariance``) have files of
