@@ -1,10 +1,11 @@
 """Scores: closed forms, networks of other people, and neural ones of our own in ``carom.scores.neural``."""
 
 from .checkpoints import from_ddpm_checkpoint
+from .classifier_free import ClassifierFree, cfg_plus_plus
 from .diffusers import from_diffusers
 from .empirical import EmpiricalScore
 from .energy import EnergyScore
-from .guidance import Classifier, ClassifierFree, Damped, Energy, cfg_plus_plus, exact_energy
+from .guidance import Classifier, Damped, Energy, exact_energy
 from .inverse import DPS, CovarianceGuidance, InverseGuidance, PiGDM
 from .mixture import GaussianMixtureScore
 from .operators import Blur, Dense, Downsample, Grayscale, LinearOperator, Mask, check_operator
