@@ -21,8 +21,9 @@ from torch import Tensor
 
 from ..domains import Domain
 from ..domains.phase import join_phase, phase_space, split_phase
-from ..domains.tensors import as_like, event_flat, number
+from ..domains.tensors import as_like, number
 from .equations import SDE, Field, check_field
+from .matrix_divergence import matrix_divergence
 
 
 def _check_score(score: object) -> None:
@@ -115,14 +116,7 @@ class RiemannianLangevin(SDE):
             return check_field(self.divergence(x), x)
         if not callable(self.metric_inverse):
             return torch.zeros_like(x)
-        event, slopes = self.domain.event_shape, []
-        for axis in torch.eye(math.prod(event), dtype=x.dtype, device=x.device):
-            along = axis.reshape(event).expand(x.shape)
-            slopes.append(torch.func.jvp(lambda u: self.metric(u)[0], (x,), (along,))[1])
-        if slopes[0].dim() > x.dim():
-            return torch.stack([slope[..., j] for j, slope in enumerate(slopes)]).sum(0)
-        diagonal = [event_flat(slope, len(event))[..., j] for j, slope in enumerate(slopes)]
-        return torch.stack(diagonal, -1).reshape(x.shape)
+        return matrix_divergence(lambda u: self.metric(u)[0], x, self.domain.event_shape)
 
     def _metric_drift(self, x: Tensor, t: Tensor, **condition: object) -> Tensor:
         value, is_matrix = self.metric(x)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..domains.tensors import number
 from .equations import ODE, SDE, Field
+from .matrix_divergence import matrix_divergence
 
 
 class TimeReversal(SDE):
@@ -65,20 +66,12 @@ def covariance_divergence(sde: SDE, x: Tensor, t: Tensor) -> Tensor:
     derivative of g per coordinate."""
     if not _depends_on_state(sde, x, t):
         return torch.zeros_like(x)
-    ndim = len(sde.domain.event_shape)
 
     def covariance(u: Tensor) -> Tensor:
         value, is_matrix = sde._diffusion_at(u, t)
         return value @ value.mT if is_matrix else torch.broadcast_to(value, u.shape) ** 2
 
-    is_matrix = sde._diffusion_at(x, t)[1]
-    total = torch.zeros_like(x)
-    for direction in torch.eye(math.prod(sde.domain.event_shape), dtype=x.dtype, device=x.device):
-        tangent = direction.reshape(sde.domain.event_shape).expand_as(x)
-        _, change, *_ = torch.func.jvp(covariance, (x,), (tangent,))
-        # column j of ∂_j D, or of a diagonal its entry j
-        total = total + ((change * direction).sum(-1) if is_matrix and ndim else tangent * change)
-    return total
+    return matrix_divergence(covariance, x, sde.domain.event_shape)
 
 
 def _covariance_times(sde: SDE, x: Tensor, t: Tensor, vector: Tensor) -> Tensor:

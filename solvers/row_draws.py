@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..domains.domain import HeatKernel
 from .loop import Seed, recipe
-from .noise import SampleNoise, WhiteNoise, global_seed, mix, seeded
+from .noise import SampleNoise, WhiteNoise, check_count, global_seed, mix, seeded
 
 #: one for the batch, or one for each row of it
 Generators = torch.Generator | list[torch.Generator]
@@ -21,7 +21,7 @@ def generators(seed: Seed, x: Tensor) -> Generators:
     if isinstance(noise, WhiteNoise):
         return seeded(global_seed() if noise.seed is None else noise.seed)
     assert isinstance(noise, SampleNoise)
-    noise.open(x, x.dim() - 1)  # refuses another number of seeds
+    check_count(noise.seeds, x, 1)
     # other numbers than those of probes, which the same seeds govern
     return [seeded(mix(s, -3)) for s in noise.seeds]
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ...domains.tensors import is_int, number
 from .networks import answer
+from .updates import Cosine
 
 
 class Paths(NamedTuple):
@@ -108,6 +109,7 @@ class NeuralRegressor(Regressor):
         self.network.train()
         optimizer = torch.optim.Adam(self.network.parameters(), self.lr)
         losses: list[Tensor] = []
+        rate = Cosine(self.lr, self.steps)
         for k in range(self.steps):
             if k % self.refresh == 0:
                 paths = draw()
@@ -123,7 +125,7 @@ class NeuralRegressor(Regressor):
             (loss / self.scale**2).backward()
             torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.clip)
             for group in optimizer.param_groups:
-                group["lr"] = self.lr * 0.5 * (1 + math.cos(math.pi * k / self.steps))
+                group["lr"] = rate(k)
             optimizer.step()
             self._average(min(self.ema, (1 + k) / (10 + k)))
             losses.append(loss.detach())
