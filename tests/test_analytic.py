@@ -147,6 +147,17 @@ def test_statistics_are_estimated_with_their_standard_error() -> None:
     assert bool((again.standard_error > 3 * got.standard_error).all())
 
 
+def test_estimates_near_pure_noise_are_good_enough_to_choose_a_trajectory_from() -> None:
+    """1 − std²Γ is 5e-7 to .02 there: |score|² alone leaves ±.01, the noise drawn about 1 % of the value itself, √(2/20,000)."""
+    data = M1.score.sample(20_000, generator=torch.Generator().manual_seed(0), dtype=F64)  # type: ignore[attr-defined]
+    got = estimate_statistics(M1.process, M1.score, data, LEVELS, seed=1)
+    want = STATISTICS.noise_variance(M1.process, LEVELS)
+    assert float((got.noise_variance(M1.process, LEVELS) / want - 1).abs().max()) < 0.04
+    std = M1.process.schedule.std(LEVELS)
+    assert bool((got.standard_error * std**2 < 2 * (2 / 20_000) ** 0.5 * want).all())
+    assert (optimal(M1.process, 5, got) * 50).round().int().tolist() == [50, 8, 6, 4, 1]
+
+
 def test_between_the_times_of_the_table_gamma_is_interpolated_and_beyond_them_refused() -> None:
     fine = exact_statistics(M1, LEVELS)
     coarse = ScoreStatistics(LEVELS[::2], fine.gamma[::2], fine.standard_error[::2])
