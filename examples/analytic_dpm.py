@@ -22,7 +22,9 @@ data = problem.flow(torch.randn(20_000, 1, dtype=torch.float64, generator=genera
 levels = torch.arange(50, 0, -1, dtype=torch.float64) / 50
 statistics = estimate_statistics(process, score, data, levels)  # Γ = E|score|²/d at every level
 print(
-    "Γ of levels 50, 25, 2:", [f"{float(statistics.gamma[50 - n]):.4f}" for n in (50, 25, 2)], "(exact 1.0000 1.0172 12.513)"
+    "Γ of levels 50, 25, 2:",
+    [f"{float(statistics.gamma[50 - n]):.4f}" for n in (50, 25, 2)],
+    "(exact 1.0000 1.0172 12.513)",
 )
 print(f"γ² of the step from level 25: {float(reverse_variance(process, statistics, levels)[25]):.4f} (exact 0.1961)")
 path = optimal(process, 5, statistics)
