@@ -4,16 +4,7 @@ import torch
 from torch import Tensor
 
 from carom.processes import Discrete
-from carom.solvers import (
-    AnalyticDPM,
-    Ancestral,
-    WhiteNoise,
-    estimate_statistics,
-    optimal,
-    quadratic,
-    reverse_variance,
-    solve,
-)
+from carom.solvers import AnalyticDPM, Ancestral, WhiteNoise, estimate_statistics, optimal, quadratic, solve
 from carom.validation import problems
 
 problem = problems.mixture(Discrete.ddpm(50))
@@ -26,7 +17,6 @@ print(
     [f"{float(statistics.gamma[50 - n]):.4f}" for n in (50, 25, 2)],
     "(exact 1.0000 1.0172 12.513)",
 )
-print(f"γ² of the step from level 25: {float(reverse_variance(process, statistics, levels)[25]):.4f} (exact 0.1961)")
 path = optimal(process, 5, statistics)
 print("the five levels that lose least:", [round(50 * t) for t in path.tolist()], "(exact 50 8 6 4 1)")
 
@@ -41,7 +31,5 @@ start = torch.randn(20_000, 1, dtype=torch.float64, generator=generator)
 times = torch.cat([quadratic(process, 10), torch.zeros(1, dtype=torch.float64)])
 for name, solver in (("DDPM", Ancestral()), ("Γ", AnalyticDPM(statistics)), ("by state", AnalyticDPM(variance))):
     x = solve(process.reverse(score), start, times, solver, noise=WhiteNoise(2)).x
-    fit = problem.log_prob(x, 0.0).mean() - problem.log_prob(data, 0.0).mean()
-    print(
-        f"{name:8} at 10 levels: spread {float(x.std()):.3f} (data {float(data.std()):.3f}), log p off by {float(fit):+.3f}"
-    )
+    fit = float(problem.log_prob(x, 0.0).mean() - problem.log_prob(data, 0.0).mean())
+    print(f"{name:8} at 10 levels: spread {float(x.std()):.3f} (data {float(data.std()):.3f}), log p off by {fit:+.3f}")

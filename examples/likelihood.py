@@ -19,11 +19,8 @@ probed = log_likelihood(process, score, points, divergence=Hutchinson(8), seed=0
 # the data set smoothed by σ_min is the very density of this model
 exact = score.log_prob(points, float(karras(process, 2)[-1]))
 print("log p of three points:", [round(float(v), 3) for v in exact])
-print(
-    "by the flow:          ",
-    [round(float(v), 3) for v in flow.log_prob],
-    f"{float(flow.nfe.double().mean()):.0f} evaluations",
-)
+evaluations = float(flow.nfe.double().mean())
+print("by the flow:          ", [round(float(v), 3) for v in flow.log_prob], f"{evaluations:.0f} evaluations")
 print(
     "with 8 probes:        ",
     [f"{v:.2f} ± {e:.2f}" for v, e in zip(probed.log_prob, probed.standard_error, strict=True)],
