@@ -14,9 +14,8 @@ entropy = 0.5 * math.log(2 * math.pi * math.e * 0.25)
 
 def model(schedule: Learned) -> NeuralScore:
     """A small network that begins at the exact score of N(½, ¼), the law of the data."""
-    return NeuralScore(
-        MLP(MLPConfig((1,), width=8)), Diffusion(Euclidean((1,)), schedule), EDMPreconditioning(0.5, 0.5)
-    )
+    network = MLP(MLPConfig((1,), width=8))
+    return NeuralScore(network, Diffusion(Euclidean((1,)), schedule), EDMPreconditioning(0.5, 0.5))
 
 
 def bound(objective: VDM, score: NeuralScore) -> str:

@@ -45,8 +45,8 @@ def test_what_a_slide_names_exists(row: list[str]) -> None:
     assert slide and formula
     for name in re.findall(r"`([^`]+)`", functions):
         assert resolve(name) is not None
-    for path in re.findall(r"\(\.\./([^)]+)\)", example):
-        assert (ROOT / path).is_file(), path
+    scripts = re.findall(r"\(\.\./([^)]+)\)", example)
+    assert scripts and all((ROOT / path).is_file() for path in scripts), scripts
     file, name = test.strip("`").split("::")
     assert name in names_in(file), test
     for erratum in re.findall(r"E\d+", errata):
@@ -59,7 +59,13 @@ def test_every_slide_has_its_row_and_every_erratum_its_place() -> None:
     assert listed == {f"E{k}" for k in range(1, 35)}
 
 
-def test_every_example_prints_and_says_what_it_shows() -> None:
-    for path in set(re.findall(r"\.\./examples/(\w+\.py)", PAGE)):
-        source = (ROOT / "examples" / path).read_text()
-        assert "print(" in source and ast.get_docstring(ast.parse(source)), path
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_is_short_says_what_it_shows_prints_it_and_is_named_on_a_page(path: Path) -> None:
+    source = path.read_text()
+    assert len(source.splitlines()) <= 40
+    assert "print(" in source and ast.get_docstring(ast.parse(source))
+    pages = PAGE + (ROOT / "README.md").read_text()
+    assert f"examples/{path.name})" in pages
