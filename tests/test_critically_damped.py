@@ -63,6 +63,8 @@ def test_the_kernel_is_the_solution_of_the_moment_equations(process: CriticallyD
     kernel = process.kernel(t, since)
     torch.testing.assert_close(matrix(kernel), want[0], rtol=0, atol=1e-12)
     torch.testing.assert_close(square(kernel.noise), want[1], rtol=0, atol=1e-12)
+    mean = torch.stack(kernel.mean(f64(0.7)[0], f64(-0.4)[0]))
+    torch.testing.assert_close(mean, want[0] @ f64(0.7, -0.4), rtol=0, atol=1e-12)
 
 
 def test_reference_values() -> None:

@@ -79,8 +79,8 @@ def test_baoab_has_the_exact_variance_of_positions_at_any_stable_step(
 
 
 def test_euler_maruyama_errs_where_baoab_does_not() -> None:
-    equation = harmonic(1.0, 1.0)
-    errors = [abs(stationary(equation, EulerMaruyama(), h)[0, 0] - 0.7) for h in (0.04, 0.02, 0.01)]
+    equation = harmonic(1.2, 1.5, 0.8)
+    errors = [abs(stationary(equation, EulerMaruyama(), h)[0, 0] - 0.8 * 0.7) for h in (0.04, 0.02, 0.01)]
     assert [math.log2(a / b) for a, b in itertools.pairwise(errors)] == pytest.approx([1, 1], abs=0.1)
 
 

@@ -204,6 +204,9 @@ def test_every_form_of_a_metric(metric, divergence, rows: int | None) -> None:
     )  # the matrix of the noise
     value, is_matrix = equation.metric(x)
     want = value if is_matrix else torch.diag_embed(value)
+    torch.testing.assert_close(
+        equation.drift(x, zero), divergence(x) - (want @ x[..., None])[..., 0], rtol=0, atol=1e-13
+    )
     torch.testing.assert_close(columns @ columns.mT, 2 * want, rtol=0, atol=1e-13)
 
 

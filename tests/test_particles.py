@@ -299,7 +299,7 @@ def test_the_condition_reaches_the_score() -> None:
 
 
 def test_bandwidth_rules_are_numpy_s() -> None:
-    for n in (6, 7):
+    for n in (4, 6, 7, 40):
         x = cloud(n)
         squared = np.square(np.asarray(x)[:, None] - np.asarray(x)[None, :]).sum(-1)
         scale = 0.5 / math.log(n + 1)
