@@ -11,14 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from carom.domains import Ball, Euclidean, Hypercube, Polytope, Torus
-from carom.processes import VE, Diffusion
 from carom.scores.neural import (
     MLP,
     DiffusionSchroedingerBridge,
     LinearRegressor,
     MLPConfig,
     NeuralRegressor,
-    NeuralScore,
     Regressor,
 )
 from carom.solvers import ReflectedEulerMaruyama, WhiteNoise, bridge, solve
@@ -341,80 +339,3 @@ def test_settings_of_regressors_are_refused() -> None:
     learned = DiffusionSchroedingerBridge(Euclidean((1,)), 1.0, LinearRegressor(), wild, times=2)
     with pytest.raises(FloatingPointError, match="lower lr"):
         learned.fit(torch.randn(9, 1), torch.randn(9, 1), halves=1, paths=8)
-
-
-# ------------------------------------------------------------------------------------------------------------- files
-
-
-def neural(warm_start: bool = True, width: int = 8) -> list[NeuralRegressor]:
-    torch.manual_seed(0)
-    return [NeuralRegressor(network(width), steps=4, batch_size=16, refresh=2, warm_start=warm_start) for _ in range(2)]
-
-
-@pytest.mark.parametrize("kind", ["linear", "warm", "cold"])
-@pytest.mark.parametrize("halves", [1, 2, 3])
-def test_an_interrupted_fit_goes_on_from_its_file_and_ends_where_it_would_have_ended(kind, halves, tmp_path) -> None:
-    make = lambda: [LinearRegressor(), LinearRegressor(2)] if kind == "linear" else neural(kind == "warm")
-    start, end = torch.rand(50, 1).double(), Hypercube((1,)).uniform()
-    whole, cut = (DiffusionSchroedingerBridge(Hypercube((1,)), 0.5, *make(), times=[0.0, 0.4, 1.0]) for _ in range(2))
-    losses = whole.fit(start, end, halves=4, paths=40, seed=3)
-    assert cut.fit(start, end, halves=halves, paths=40, seed=3, checkpoint=tmp_path / "bridge") == losses[:halves]
-    loaded = DiffusionSchroedingerBridge.load(tmp_path / "bridge")
-    assert loaded.halves == halves and set(loaded.rates) == {False, True}
-    x = torch.rand(5, 1).double()
-    for backward in (False, True):
-        ours, theirs = (b.sample(x, backward=backward, seed=1).x for b in (cut, loaded))
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
-    assert loaded.fit(start, end, halves=4 - halves, paths=40, seed=3) == losses[halves:]
-    for backward in (False, True):
-        ours, theirs = (b.sample(x, backward=backward, seed=1).x for b in (whole, loaded))
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
-
-
-def test_what_a_file_cannot_hold_is_passed_to_load(tmp_path) -> None:
-    """A drift, a network of one's own, a regressor of one's own: asked for, and checked against the file."""
-    path, drift, data = tmp_path / "bridge", lambda x, t: 1 - x, torch.rand(20, 1)
-    box = Hypercube((1,))
-
-    class Own(nn.Module):
-        def __init__(self, width: int = 3):
-            super().__init__()
-            self.inner = network(width)
-
-        def forward(self, x: Tensor, c: Tensor) -> Tensor:
-            return self.inner(x, c)
-
-    made = lambda width=3: NeuralRegressor(Own(width), steps=2, batch_size=4)
-    learned = DiffusionSchroedingerBridge(box, 0.5, made(), LinearRegressor(), times=2, drift=drift)
-    learned.fit(data, data, halves=2, paths=20)
-    learned.save(path)
-    loaded = DiffusionSchroedingerBridge.load(path, forward=made(), drift=drift)
-    ours, theirs = (b.sample(data, seed=0).x for b in (learned, loaded))
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
-    with pytest.raises(ValueError, match=r"drift: got none, but the reference of .* has a drift"):
-        DiffusionSchroedingerBridge.load(path, forward=made())
-    with pytest.raises(ValueError, match="got class 'Own', which is none of the known"):
-        DiffusionSchroedingerBridge.load(path, drift=drift)
-    with pytest.raises(ValueError, match=r"forward: got LinearRegressor, but .* holds a NeuralRegressor"):
-        DiffusionSchroedingerBridge.load(path, forward=LinearRegressor(), drift=drift)
-    with pytest.raises(ValueError, match="weights that do not fit Own"):
-        DiffusionSchroedingerBridge.load(path, forward=made(5), drift=drift)
-    bins = DiffusionSchroedingerBridge(box, 0.5, Bins(4), Bins(4), times=2)
-    with pytest.raises(TypeError, match="save: got Bins, expected a regressor with config"):
-        bins.save(path)
-
-
-def test_a_bridge_and_a_score_do_not_take_each_others_files(tmp_path) -> None:
-    path = tmp_path / "file"
-    linear(Euclidean((1,)), 1.0).save(path)
-    unfitted = DiffusionSchroedingerBridge.load(path)
-    assert unfitted.halves == 0
-    with pytest.raises(RuntimeError, match="no backward rates yet"):
-        unfitted.sample(torch.zeros(2, 1), backward=True)
-    with pytest.raises(ValueError, match=r"DiffusionSchroedingerBridge\.load reads it"):
-        NeuralScore.load(path)
-    NeuralScore(network(4), Diffusion(Euclidean((1,)), VE())).save(path)
-    with pytest.raises(ValueError, match=r"NeuralScore\.load reads it"):
-        DiffusionSchroedingerBridge.load(path)
-    with pytest.raises(FileNotFoundError, match="does not exist"):
-        DiffusionSchroedingerBridge.load(tmp_path / "none")

@@ -26,7 +26,6 @@ are fitted: ``carom.solvers.bridge.mean_matching`` computes them exactly for Gau
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -34,17 +33,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
-from tqdm import tqdm
 
-from ...domains import Domain, KernelDomain, domain_from_config
+from ...domains import Domain, KernelDomain
 from ...domains.tensors import batch_shape, expand_right, number
 from ...processes import SDE
 from ...solvers import ReflectedEulerMaruyama, Solution, WhiteNoise, solve
 from ...solvers.checks import check_times
-from . import checkpoint as files
-from .batches import mix
-from .regressors import Paths, Regressor, regressor_from_file
-from .updates import check_counts
+from .regressors import Paths, Regressor, check_counts
 
 Draw = Callable[[int, torch.Generator], Tensor]
 Law = Tensor | Distribution | Draw
@@ -102,7 +97,7 @@ class DiffusionSchroedingerBridge:
                 f"times: got a step of standard deviation {shortest:g}, expected at least {domain.sigma_min:g}, below which the kernel of "
                 f"{domain!r} is not exact; take fewer steps"
             )
-        self.drift, self.regressors = drift, {False: forward, True: backward}
+        self.regressors = {False: forward, True: backward}
         #: the rates in force: by direction, True being backward
         self.rates: dict[bool, Callable[[Tensor, Tensor], Tensor]] = {False: _Reference(drift, self.times)}
         self.halves = 0
@@ -115,14 +110,9 @@ class DiffusionSchroedingerBridge:
         halves: int = 10,
         paths: int = 4096,
         seed: int = 0,
-        checkpoint: str | os.PathLike[str] | None = None,
-        progress: bool = True,
         log: Callable[[int, float], Any] | None = None,
     ) -> list[float]:
         """Run half iterations of IPF, going on from those already done; returns the mean squared residual of each.
-
-        What a half iteration draws depends on ``seed`` and on how many went before: a fit that was interrupted goes on from its
-        checkpoint, ``DiffusionSchroedingerBridge.load(path).fit(…)``, and ends where it would have ended.
 
         The first fits the backward rates to the reference, the next the forward rates, and so on. Between data sets take as many as the
         coupling matters; from data to noise that the reference nearly reaches, few will do.
@@ -132,34 +122,27 @@ class DiffusionSchroedingerBridge:
                 as ``domain.uniform()``), or a callable (count, generator) → states.
             halves: how many half iterations.
             paths: how many are simulated and cached at a time.
-            checkpoint: a file to :meth:`save` to after each of them.
-            progress: show a bar, where there is a terminal.
             log: called as ``log(half, residual)`` after each.
         """
         check_counts(halves=halves, paths=paths)
+        generator = torch.Generator().manual_seed(seed)
         laws = {False: _drawing(start, "start", self.domain), True: _drawing(end, "end", self.domain)}
         losses = []
-        with tqdm(total=halves, unit="half iteration", desc="bridge", disable=None if progress else True) as bar:
-            for _ in range(halves):
-                losses.append(self._half(laws, paths, torch.Generator().manual_seed(mix(seed, "bridge", self.halves))))
-                bar.set_postfix_str(f"residual {losses[-1]:.4g}", refresh=False)
-                bar.update()
-                if checkpoint is not None:
-                    self.save(checkpoint)
-                if log is not None:
-                    log(self.halves, losses[-1])
-        return losses
+        for _ in range(halves):
+            backward = self.halves % 2 == 0
+            regressor = self.regressors[backward]
 
-    def _half(self, laws: dict[bool, Draw], paths: int, generator: torch.Generator) -> float:
-        backward = self.halves % 2 == 0
-        # the direction that is fitted is the reversal of the paths of the other
-        draw = lambda: self._simulate(laws[not backward](paths, generator), not backward, generator)  # noqa: E731
-        regressor = self.regressors[backward]
-        # the rates of before stay in force for the paths that this half iteration needs
-        loss = regressor.fit(draw, generator)
-        self.rates[backward] = regressor
-        self.halves += 1
-        return loss
+            def draw(backward: bool = backward) -> Paths:
+                # the direction that is fitted is the reversal of the paths of the other
+                return self._simulate(laws[not backward](paths, generator), not backward, generator)
+
+            # the rates of before stay in force for the paths that this half iteration needs
+            losses.append(regressor.fit(draw, generator))
+            self.rates[backward] = regressor
+            self.halves += 1
+            if log is not None:
+                log(self.halves, losses[-1])
+        return losses
 
     def equation(self, *, backward: bool = False) -> SDE:
         """The SDE of one direction, with rates that are constant in time over each step: times rise, or fall where ``backward``."""
@@ -194,65 +177,6 @@ class DiffusionSchroedingerBridge:
             return run
         move = float(times[-1] - times[-2]) * equation.drift(run.x, times[-2].to(run.x))
         return replace(run, x=self.domain.reflect(run.x, move), nfe=run.nfe + 1)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write settings and what was learned to one safetensors file, atomically. The folder must exist.
-
-        A drift of the reference is not written: it is a function. Raises ``TypeError`` for regressors that cannot be saved.
-        """
-        sides = {"forward": self.regressors[False], "backward": self.regressors[True]}
-        header = {
-            "domain": self.domain.config(),
-            "sigma": self.sigma,
-            "times": self.times.tolist(),
-            "halves": self.halves,
-            "drift": self.drift is not None,
-        } | {side: regressor.config() for side, regressor in sides.items()}
-        tensors = {f"{side}.{name}": v for side, regressor in sides.items() for name, v in regressor.state().items()}
-        files.write(path, header, tensors, files.BRIDGE)
-
-    @classmethod
-    def load(
-        cls,
-        path: str | os.PathLike[str],
-        *,
-        forward: Regressor | None = None,
-        backward: Regressor | None = None,
-        drift: Callable[..., Tensor] | None = None,
-        domain: Domain | None = None,
-    ) -> DiffusionSchroedingerBridge:
-        """Rebuild a bridge from its file, to be sampled from or fitted further.
-
-        Args:
-            forward, backward: for networks and regressors the library does not know: instances made as for training.
-            drift: of the reference, where it had one. domain: one of your own.
-
-        Raises ``FileNotFoundError``; ``ValueError`` for a file that is damaged, of another kind, or does not fit what is passed.
-        """
-        file = files.read(path, ("forward.", "backward."), files.BRIDGE)
-        header = file.header
-        if header["drift"] != (drift is not None):
-            there, here = ("a", "none") if header["drift"] else ("no", "one")
-            raise ValueError(
-                f"drift: got {here}, but the reference of {str(path)!r} has {there} drift; pass the function it was fitted with"
-            )
-        sides = []
-        for side, given in (("forward", forward), ("backward", backward)):
-            config, state = header[side], file.part(side)
-            if given is None:
-                given = regressor_from_file(config, state)
-            elif (found := type(given).__name__) != config.get("type"):
-                raise ValueError(
-                    f"{side}: got {found}, but {str(path)!r} holds a {config.get('type')}; pass one of these"
-                )
-            else:
-                given.restore(config, state)
-            sides.append(given)
-        domain = domain or domain_from_config(header["domain"])
-        bridge = cls(domain, header["sigma"], *sides, times=header["times"], drift=drift)
-        bridge.halves = header["halves"]
-        bridge.rates |= {backward: bridge.regressors[backward] for backward in (True, False)[: bridge.halves]}
-        return bridge
 
     @torch.no_grad()
     def _simulate(self, x: Tensor, backward: bool, generator: torch.Generator) -> Paths:

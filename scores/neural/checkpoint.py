@@ -1,9 +1,8 @@
-"""The file a neural score, a classifier or a learned bridge travels in: one safetensors file, tensors and a JSON header, nothing that
-runs code.
+"""The file a neural score travels in: one safetensors file, tensors and a JSON header, nothing that runs code.
 
 Metadata: ``format``, the kind of the model, ``version``, ``header`` (JSON). Tensors: ``network.*``, ``ema.*`` and, while training
-goes on, ``training.*`` and the ``objective.*`` of an objective that learns; of a bridge ``forward.*`` and ``backward.*``. Written to a
-temporary file in the same folder and moved into place: a reader or a crash never meets half a file.
+goes on, ``training.*`` and the ``objective.*`` of an objective that learns. Written to a temporary file in the same folder and moved
+into place: a reader or a crash never meets half a file.
 """
 
 from __future__ import annotations
@@ -18,27 +17,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-SCORE, CLASSIFIER, BRIDGE = "carom.neural_score", "carom.noisy_classifier", "carom.schroedinger_bridge"
-_CLASSES = {SCORE: "NeuralScore", CLASSIFIER: "NoisyClassifier", BRIDGE: "DiffusionSchroedingerBridge"}
+SCORE, CLASSIFIER = "carom.neural_score", "carom.noisy_classifier"
+_CLASSES = {SCORE: "NeuralScore", CLASSIFIER: "NoisyClassifier"}
 VERSION = 1
-_MODEL: dict[str, type] = {"network": dict, "preconditioning": dict, "process": dict, "ema": bool}
+_REQUIRED = {"network", "preconditioning", "process", "ema"}
 # data: how the data were stored, see ``Stored``
-_EXTRA: dict[str, type] = {"training": dict, "data": dict}
-_BRIDGE: dict[str, type] = {
-    "domain": dict,
-    "sigma": float,
-    "times": list,
-    "halves": int,
-    "drift": bool,
-    "forward": dict,
-    "backward": dict,
-}
-#: what the header of each kind has, and what it may have
-_ENTRIES: dict[str, tuple[dict[str, type], dict[str, type]]] = {
-    SCORE: (_MODEL, _EXTRA),
-    CLASSIFIER: (_MODEL, _EXTRA),
-    BRIDGE: (_BRIDGE, {}),
-}
+_KNOWN = _REQUIRED | {"training", "data"}
 
 
 class Checkpoint(NamedTuple):
@@ -122,18 +106,15 @@ def _header(path: Path, metadata: Mapping[str, str], kind: str) -> dict[str, Any
         header = json.loads(metadata.get("header", ""))
     except json.JSONDecodeError as error:
         raise ValueError(f"checkpoint: got {str(path)!r} with a damaged header ({error}); save it again") from error
-    required, optional = _ENTRIES[kind]
-    known = required | optional
-    if not isinstance(header, dict) or not all(isinstance(v, known.get(k, object)) for k, v in header.items()):
-        raise ValueError(
-            f"checkpoint: got {str(path)!r} with a damaged header (entries of another type); save it again"
-        )
-    if missing := sorted(set(required) - set(header)):
+    if not isinstance(header, dict) or not all(isinstance(header.get(k, {}), dict) for k in _KNOWN - {"ema"}):
+        raise ValueError(f"checkpoint: got {str(path)!r} with a damaged header (no dictionaries); save it again")
+    keys = set(header)
+    if missing := sorted(_REQUIRED - keys):
         raise ValueError(f"checkpoint: got {str(path)!r} without {', '.join(missing)} in its header; save it again")
-    if unknown := sorted(set(header) - set(known)):
+    if unknown := sorted(keys - _KNOWN):
         raise ValueError(
             f"checkpoint: got {str(path)!r} with unknown header entries {', '.join(unknown)}, expected a subset of "
-            f"{', '.join(sorted(known))}; it may come from a newer carom"
+            f"{', '.join(sorted(_KNOWN))}; it may come from a newer carom"
         )
     return header
 

@@ -71,14 +71,6 @@ def network_from_config(config: Mapping[str, Any]) -> nn.Module:
     return getattr(network, "from_config", network)(kind(**fields))
 
 
-def network_of(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> nn.Module:
-    """The network of a file, in the precision its weights were kept in; they are not loaded yet."""
-    network = network_from_config(config)
-    # of weights, not of buffers, which may be kept in another precision
-    dtypes = [weights[k].dtype for k, p in network.named_parameters() if k in weights and p.is_floating_point()]
-    return network.to(dtypes[0]) if dtypes else network
-
-
 def answer(output: Any) -> Tensor:
     """The tensor in what a network answered: itself, the first of a tuple, or the ``sample`` of an object."""
     value = output if isinstance(output, Tensor) else getattr(output, "sample", output)

@@ -5,16 +5,15 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ...domains.tensors import number
-from .checkpoint import check_fit
-from .networks import answer, network_of, network_to_config
-from .updates import Cosine, check_counts, rising
+from ...domains.tensors import is_int, number
+from .networks import answer
+from .updates import Cosine
 
 
 class Paths(NamedTuple):
@@ -25,10 +24,7 @@ class Paths(NamedTuple):
 
 
 class Regressor(ABC):
-    """What learns the rates of one direction: E[target | state] step by step. One object for each direction.
-
-    One of your own needs ``fit`` and a call; to be saved with its bridge also ``config``, ``state`` and ``restore``.
-    """
+    """What learns the rates of one direction: E[target | state] step by step. One object for each direction."""
 
     @abstractmethod
     def fit(self, draw: Callable[[], Paths], generator: torch.Generator) -> float:
@@ -37,20 +33,6 @@ class Regressor(ABC):
     @abstractmethod
     def __call__(self, x: Tensor, step: Tensor) -> Tensor:
         """The rates at x ``[B, *event]``; ``step`` is 0-d or ``[B]``, whole numbers from 0 to N − 1."""
-
-    def config(self) -> dict[str, Any]:
-        """What a file says of it, JSON-able: ``{"type": name, **settings}``."""
-        raise TypeError(
-            f"save: got {type(self).__name__}, expected a regressor with config(), state() and restore(); give yours these three"
-        )
-
-    def state(self) -> dict[str, Tensor]:
-        """What it has learned."""
-        return {}
-
-    def restore(self, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
-        """Take over what one of the same kind has learned."""
-        return
 
 
 class LinearRegressor(Regressor):
@@ -80,15 +62,6 @@ class LinearRegressor(Regressor):
             raise RuntimeError("LinearRegressor: got no fit yet; fit the bridge first")
         rows = _with_one(x.double().flatten(1)).unsqueeze(1)
         return (rows @ self.table[step]).reshape(x.shape).to(x)
-
-    def config(self) -> dict[str, Any]:
-        return {"type": "LinearRegressor", "refreshes": self.refreshes}
-
-    def state(self) -> dict[str, Tensor]:
-        return {} if self.table is None else {"table": self.table}
-
-    def restore(self, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
-        self.table = state.get("table")
 
 
 class NeuralRegressor(Regressor):
@@ -126,17 +99,17 @@ class NeuralRegressor(Regressor):
         self.network, self.steps, self.batch_size, self.lr = network, steps, batch_size, lr
         self.refresh, self.warm_start, self.ema, self.clip = refresh, warm_start, ema, clip
         self.average = copy.deepcopy(network).eval().requires_grad_(False)
-        self._first = None if warm_start else copy.deepcopy(network.state_dict())
+        self._first = copy.deepcopy(network.state_dict())
         #: the step's count N, and the centre and spread of states, noted when first fitted
         self.count, self.centre, self.scale = 0, 0.0, 1.0
 
     def fit(self, draw: Callable[[], Paths], generator: torch.Generator) -> float:
-        if self._first is not None:
+        if not self.warm_start:
             self.network.load_state_dict(self._first)
         self.network.train()
         optimizer = torch.optim.Adam(self.network.parameters(), self.lr)
         losses: list[Tensor] = []
-        rate, decay = Cosine(self.lr, self.steps), rising(self.ema)
+        rate = Cosine(self.lr, self.steps)
         for k in range(self.steps):
             if k % self.refresh == 0:
                 paths = draw()
@@ -154,7 +127,7 @@ class NeuralRegressor(Regressor):
             for group in optimizer.param_groups:
                 group["lr"] = rate(k)
             optimizer.step()
-            self._average(decay(k))
+            self._average(min(self.ema, (1 + k) / (10 + k)))
             losses.append(loss.detach())
         mean = float(torch.stack(losses[-self.refresh :]).mean())
         if not math.isfinite(mean):
@@ -180,49 +153,12 @@ class NeuralRegressor(Regressor):
             raise RuntimeError("NeuralRegressor: got no fit yet; fit the bridge first")
         return self._rates(self.average, x, step)
 
-    def config(self) -> dict[str, Any]:
-        settings = ("steps", "batch_size", "lr", "refresh", "warm_start", "ema", "clip", "count", "centre", "scale")
-        return {"type": "NeuralRegressor", "network": network_to_config(self.network)} | {
-            name: getattr(self, name) for name in settings
-        }
-
-    def state(self) -> dict[str, Tensor]:
-        parts = {"network": self.network.state_dict(), "average": self.average.state_dict(), "first": self._first or {}}
-        return {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
-
-    def restore(self, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
-        weights, average, first = (_under(state, part) for part in ("network", "average", "first"))
-        check_fit(self.network, weights, "weights")
-        check_fit(self.average, average, "averaged weights")
-        self.network.load_state_dict(weights)
-        self.average.load_state_dict(average)
-        self._first = first or self._first
-        self.count, self.centre, self.scale = config["count"], config["centre"], config["scale"]
-
-
-def regressor_from_file(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Regressor:
-    """One of the two above as a file has it, with what it has learned."""
-    settings = dict(config)
-    kind = settings.pop("type", None)
-    made: Regressor
-    if kind == "LinearRegressor":
-        made = LinearRegressor(**settings)
-    elif kind == "NeuralRegressor":
-        for learned in ("count", "centre", "scale"):
-            settings.pop(learned)
-        made = NeuralRegressor(network_of(settings.pop("network"), _under(state, "network")), **settings)
-    else:
-        raise ValueError(
-            f"checkpoint: got a regressor {kind!r}, expected LinearRegressor or NeuralRegressor; make one of your own and pass it as "
-            "forward or backward"
-        )
-    made.restore(config, state)
-    return made
-
-
-def _under(state: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
-    return {name.removeprefix(part + "."): value for name, value in state.items() if name.startswith(part + ".")}
-
 
 def _with_one(x: Tensor) -> Tensor:
     return torch.cat([x, torch.ones_like(x[..., :1])], -1)
+
+
+def check_counts(**values: int) -> None:
+    for name, value in values.items():
+        if not is_int(value, 1):
+            raise ValueError(f"{name}: got {value!r}, expected a whole number of at least 1")

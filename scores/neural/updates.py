@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ...domains.tensors import is_int, number
+from ...domains.tensors import number
 from .objectives import Objective
 from .trainable import Trainable
 from .workers import Workers
@@ -42,18 +42,6 @@ class Cosine:
 
     def __call__(self, step: int) -> float:
         return self.final + (self.lr - self.final) * (1 + math.cos(math.pi * min(step / self.steps, 1.0))) / 2
-
-
-def rising(ema: float) -> Callable[[int], float]:
-    """The decay of a moving average step by step: short while there is little to average, then ``ema``."""
-    return lambda step: min(ema, (1 + step) / (10 + step))
-
-
-def check_counts(**values: int) -> None:
-    """Refuse what is no whole number of at least 1."""
-    for name, value in values.items():
-        if not is_int(value, 1):
-            raise ValueError(f"{name}: got {value!r}, expected a whole number of at least 1")
 
 
 class Updates:
