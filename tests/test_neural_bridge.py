@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +18,9 @@ from carom.scores.neural import (
     LinearRegressor,
     MLPConfig,
     NeuralRegressor,
+    NeuralScore,
     Regressor,
+    checkpoint,
 )
 from carom.solvers import ReflectedEulerMaruyama, WhiteNoise, bridge, solve
 
@@ -282,6 +285,130 @@ def test_any_solver_runs_the_learned_equation() -> None:
     learned.fit(data, data, halves=2, paths=50)
     run = solve(learned.equation(), data, learned.times, ReflectedEulerMaruyama(), noise=WhiteNoise(4))
     torch.testing.assert_close(run.x, learned.sample(data, seed=4).x, rtol=0, atol=0)
+
+
+# ------------------------------------------------------------------------------------------------------------- files
+
+
+def neural(steps: int = 4, seed: int = 0, **settings: Any) -> DiffusionSchroedingerBridge:
+    """Two small networks with dropout, in float64, on the unit interval."""
+    torch.manual_seed(seed)
+    made = [MLP(MLPConfig((1,), width=8, depth=1, dropout=0.2)).double() for _ in range(2)]
+    regressors = [NeuralRegressor(n, steps=steps, batch_size=8, refresh=2, lr=1e-2, **settings) for n in made]
+    return DiffusionSchroedingerBridge(Hypercube((1,)), 0.5, *regressors, times=[0.0, 0.3, 1.0])
+
+
+def states(n: int = 9) -> Tensor:
+    return torch.rand(n, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def assert_same(one: DiffusionSchroedingerBridge, two: DiffusionSchroedingerBridge) -> None:
+    """The same samples to the bit in both directions."""
+    assert one.halves == two.halves
+    for backward in (False, True):
+        a, b = (bridge.sample(states(), backward=backward, seed=1, save="all").trajectory for bridge in (one, two))
+        assert a is not None and b is not None and torch.equal(a, b)
+
+
+@pytest.mark.parametrize("halves", [1, 2, 3])
+@pytest.mark.parametrize("make", [lambda: linear(Hypercube((1,)), 0.5, times=3), neural], ids=["linear", "neural"])
+def test_a_bridge_is_loaded_as_it_was_saved(tmp_path: Path, make: Any, halves: int) -> None:
+    """Samples to the bit, and it goes on as the one it was saved from would."""
+    learned, path = make(), tmp_path / "bridge.safetensors"
+    learned.fit(states(), states().sqrt(), halves=halves, paths=50)
+    learned.save(path)
+    loaded = DiffusionSchroedingerBridge.load(path)
+    assert loaded.header() == learned.header() and torch.equal(loaded.times, learned.times)
+    assert_same(loaded.to("cpu"), learned)
+    for bridge_ in (learned, loaded):
+        torch.manual_seed(5)
+        bridge_.fit(states(), states().sqrt(), halves=1, paths=50, seed=3)
+    assert_same(loaded, learned)
+
+
+def test_what_no_file_holds_is_passed_to_load(tmp_path: Path) -> None:
+    """A drift for as long as the reference runs, and regressors and networks of one's own."""
+    path, domain = tmp_path / "bridge.safetensors", Euclidean((1,))
+    drift = lambda x, t: -x
+    learned = linear(domain, 1.0, times=2, drift=drift)
+    learned.fit(states(), states(), halves=1, paths=50)
+    learned.save(path)
+    with pytest.raises(ValueError, match=r"drift: got none, but the reference .* has one"):
+        DiffusionSchroedingerBridge.load(path)
+    assert_same(DiffusionSchroedingerBridge.load(path, drift=drift), learned)
+    learned.fit(states(), states(), halves=1, paths=50)
+    learned.save(path)
+    assert_same(DiffusionSchroedingerBridge.load(path), learned)
+
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(1, 1)
+
+        def forward(self, x: Tensor, c: Tensor) -> Tensor:
+            return self.layer(x) + c[:, None]
+
+    settings: dict[str, Any] = {"steps": 2, "batch_size": 4, "warm_start": False}
+    learned = DiffusionSchroedingerBridge(domain, 1.0, NeuralRegressor(Own(), **settings), LinearRegressor(), times=2)
+    learned.fit(states(), states(), halves=2, paths=50)
+    learned.save(path)
+    with pytest.raises(ValueError, match=r"network: got class 'Own'.*forward=…"):
+        DiffusionSchroedingerBridge.load(path)
+    with pytest.raises(ValueError, match=r"forward: got a LinearRegressor, but .* holds what a NeuralRegressor"):
+        DiffusionSchroedingerBridge.load(path, forward=LinearRegressor())
+    with pytest.raises(ValueError, match=r"do not fit MLP \(.*network.embedding.layers.0.weight missing"):
+        DiffusionSchroedingerBridge.load(path, forward=NeuralRegressor(network(4), **settings))
+    assert_same(DiffusionSchroedingerBridge.load(path, forward=NeuralRegressor(Own(), **settings)), learned)
+    mine = DiffusionSchroedingerBridge(domain, 1.0, Bins(2), LinearRegressor())
+    with pytest.raises(NotImplementedError, match=r"Bins does not define config\(\)"):
+        mine.save(path)
+
+
+def rewrite(path: Path, *, without: str = "", **header: Any) -> None:
+    """The file without a tensor, or with other entries in its header, None for none."""
+    file = checkpoint.read(path, ("",), checkpoint.BRIDGE)
+    entries = {k: v for k, v in (file.header | header).items() if v is not None}
+    tensors = {k: v for k, v in file.tensors.items() if k != without}
+    checkpoint.write(path, entries, tensors, checkpoint.BRIDGE)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (
+            lambda p: p.write_bytes(p.read_bytes()[:-9]),
+            r"DiffusionSchroedingerBridge\.save or fit; it may be cut short",
+        ),
+        (lambda p: checkpoint.write(p, {}, {}), "format 'carom.neural_score', .*NeuralScore.load reads it"),
+        (lambda p: rewrite(p, without="times"), "without the grid of times"),
+        (lambda p: rewrite(p, without="backward.table"), "1 difference: table missing"),
+        (lambda p: rewrite(p, without="forward.average.last.bias"), "1 difference: average.last.bias missing"),
+        (lambda p: rewrite(p, without="forward.noted"), "1 difference: noted missing"),
+        (lambda p: rewrite(p, domain=None, sigma=None), "without domain, sigma in its header"),
+        (lambda p: rewrite(p, sigma="1"), "damaged header, expected domain dict, sigma float"),
+        (lambda p: rewrite(p, backward={"type": "Mine"}), "regressor: got type 'Mine'"),
+        (lambda p: rewrite(p, backward={"type": "LinearRegressor", "order": 2}), "unknown arguments order"),
+        (lambda p: rewrite(p, colour=1), "unknown header entries colour"),
+    ],
+)
+def test_a_file_that_is_no_bridge_is_refused(tmp_path: Path, damage: Any, message: str) -> None:
+    path = tmp_path / "bridge.safetensors"
+    made = neural()
+    made = DiffusionSchroedingerBridge(made.domain, 0.5, made.regressors[False], LinearRegressor(), times=2)
+    made.fit(states(), states(), halves=2, paths=50)
+    made.save(path)
+    damage(path)
+    with pytest.raises(ValueError, match=message):
+        DiffusionSchroedingerBridge.load(path)
+
+
+def test_a_bridge_is_no_score(tmp_path: Path) -> None:
+    path = tmp_path / "bridge.safetensors"
+    linear(Euclidean((1,)), 1.0).save(path)
+    with pytest.raises(ValueError, match=r"DiffusionSchroedingerBridge\.load reads it"):
+        NeuralScore.load(path)
+    with pytest.raises(FileNotFoundError, match="got 'nowhere', which does not exist"):
+        DiffusionSchroedingerBridge.load("nowhere")
 
 
 # ---------------------------------------------------------------------------------------------------------- refusals

@@ -26,23 +26,28 @@ are fitted: ``carom.solvers.bridge.mean_matching`` computes them exactly for Gau
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from ...domains import Domain, KernelDomain
+from ...domains import Domain, KernelDomain, domain_from_config
 from ...domains.tensors import batch_shape, expand_right, number
 from ...processes import SDE
 from ...solvers import ReflectedEulerMaruyama, Solution, WhiteNoise, solve
 from ...solvers.checks import check_times
-from .regressors import Paths, Regressor, check_counts
+from . import checkpoint
+from .regressors import Paths, Regressor, check_counts, regressor_from_config
 
 Draw = Callable[[int, torch.Generator], Tensor]
 Law = Tensor | Distribution | Draw
+# by direction, True being backward
+_NAMES = {False: "forward", True: "backward"}
+_PREFIXES = ("times", "forward.", "backward.")
 
 
 class _Reference:
@@ -98,9 +103,14 @@ class DiffusionSchroedingerBridge:
                 f"{domain!r} is not exact; take fewer steps"
             )
         self.regressors = {False: forward, True: backward}
-        #: the rates in force: by direction, True being backward
-        self.rates: dict[bool, Callable[[Tensor, Tensor], Tensor]] = {False: _Reference(drift, self.times)}
+        self.reference = _Reference(drift, self.times)
         self.halves = 0
+
+    @property
+    def rates(self) -> dict[bool, Callable[[Tensor, Tensor], Tensor]]:
+        """The rates in force: by direction, True being backward, which has none before the first half iteration."""
+        forward = self.regressors[False] if self.halves > 1 else self.reference
+        return {False: forward, True: self.regressors[True]} if self.halves else {False: forward}
 
     def fit(
         self,
@@ -138,11 +148,89 @@ class DiffusionSchroedingerBridge:
 
             # the rates of before stay in force for the paths that this half iteration needs
             losses.append(regressor.fit(draw, generator))
-            self.rates[backward] = regressor
             self.halves += 1
             if log is not None:
                 log(self.halves, losses[-1])
         return losses
+
+    def to(self, device: str | torch.device) -> Self:
+        """Move the networks to a device."""
+        for regressor in self.regressors.values():
+            regressor.to(device)
+        return self
+
+    def header(self) -> dict[str, Any]:
+        """What a file says about this bridge, JSON-able."""
+        return {
+            "domain": self.domain.config(),
+            "sigma": self.sigma,
+            "drift": self.reference.drift is not None,
+            "halves": self.halves,
+        } | {_NAMES[backward]: regressor.config() for backward, regressor in self.regressors.items()}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The grid and what the regressors have learned."""
+        learned = {_NAMES[backward]: regressor.state_dict() for backward, regressor in self.regressors.items()}
+        return {"times": self.times} | {f"{name}.{k}": v for name, part in learned.items() for k, v in part.items()}
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the bridge to one safetensors file, atomically, as :meth:`NeuralScore.save` does. The folder must exist.
+
+        A reference's drift is a function, which no file holds.
+        """
+        checkpoint.write(path, self.header(), self.state_dict(), checkpoint.BRIDGE)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        forward: Regressor | None = None,
+        backward: Regressor | None = None,
+        domain: Domain | None = None,
+        drift: Callable[..., Tensor] | None = None,
+    ) -> Self:
+        """Rebuild a bridge from its file, on the CPU; it samples what it did, to the bit, and ``fit`` goes on from where it was.
+
+        Args:
+            forward, backward: for regressors, or networks of them, that the library does not know: instances built with the settings
+                of training. They take over what was learned.
+            domain: likewise.
+            drift: of the reference; needed where it had one and the forward rates have not been fitted yet.
+
+        Raises ``FileNotFoundError``; ``ValueError`` for a file that is damaged, of another kind, from a newer version, or that does
+        not fit what is given here.
+        """
+        file = checkpoint.read(path, _PREFIXES, checkpoint.BRIDGE)
+        if "times" not in file.tensors:
+            raise ValueError(f"checkpoint: got {str(path)!r} without the grid of times; save it again")
+        forward, backward = (
+            regressor_from_config(file.header[name], file.part(name)) if given is None else given
+            for name, given in (("forward", forward), ("backward", backward))
+        )
+        domain = domain or domain_from_config(file.header["domain"])
+        bridge = cls(domain, file.header["sigma"], forward, backward, times=file.tensors["times"], drift=drift)
+        if file.header["halves"] < 2 and file.header["drift"] != (drift is not None):
+            raise ValueError(
+                f"drift: got {'one' if drift else 'none'}, but the reference of {str(path)!r} has {'none' if drift else 'one'}, and its "
+                "forward rates have not been fitted yet; pass load(path, drift=…) as it was made with"
+            )
+        bridge.restore(file)
+        return bridge
+
+    def restore(self, file: checkpoint.Checkpoint) -> None:
+        """Take over what the regressors of a file have learned; ``ValueError`` where it does not fit."""
+        for backward, regressor in self.regressors.items():
+            state, config = file.part(_NAMES[backward]), file.header[_NAMES[backward]]
+            if config.get("type") != type(regressor).__name__:
+                raise ValueError(
+                    f"{_NAMES[backward]}: got a {type(regressor).__name__}, but {str(file.path)!r} holds what a {config.get('type')} "
+                    "has learned; pass an instance of that class"
+                )
+            fitted = file.header["halves"] >= (1 if backward else 2)
+            if state or fitted:
+                regressor.load_state_dict(state)
+        self.halves = file.header["halves"]
 
     def equation(self, *, backward: bool = False) -> SDE:
         """The SDE of one direction, with rates that are constant in time over each step: times rise, or fall where ``backward``."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ...domains.tensors import check_event, per_batch
 from ...processes import Diffusion, process_from_config
 from . import checkpoint
-from .networks import answer, network_from_config, network_to_config
+from .networks import answer, network_of_weights, network_to_config
 from .preconditioning import Preconditioning
 from .preconditioning_registry import default_preconditioning, preconditioning_from_config
 from .stored import Stored
@@ -172,10 +172,7 @@ class Trainable(nn.Module, ABC):
         file = checkpoint.read(path, kind=cls.kind)
         weights, average = file.part("network"), file.part("ema")
         if network is None:
-            network = network_from_config(file.header["network"])
-            # of weights, not of buffers, which may be kept in another precision
-            dtypes = [weights[k].dtype for k, p in network.named_parameters() if k in weights and p.is_floating_point()]
-            network = network.to(dtypes[0]) if dtypes else network
+            network = network_of_weights(file.header["network"], weights)
         elif type(network).__name__ != file.header["network"].get("type"):
             raise ValueError(
                 f"network: got {type(network).__name__}, but {str(path)!r} holds the weights of "
