@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -107,9 +108,12 @@ def test_half_iterations_go_on_where_they_ended_and_depend_on_the_seed_alone() -
     losses = whole.fit(start, end, halves=2, paths=100, log=lambda half, loss: seen.append((half, loss)))
     assert seen == list(enumerate(losses, 1))
     assert again.fit(start, end, halves=2, paths=100) == losses
-    assert parts.fit(start, end, halves=1, paths=100) == losses[:1]
-    assert parts.fit(start, end, halves=1, paths=100, seed=1) != losses[1:]
+    assert parts.fit(start, end, halves=1, paths=100) + parts.fit(start, end, halves=1, paths=100) == losses
     assert parts.halves == 2
+    assert linear(Euclidean((1,)), 1.0, times=3).fit(start, end, halves=2, paths=100, seed=1) != losses
+    drawn: list[Tensor] = []
+    linear(Euclidean((1,)), 1.0).fit(lambda n, g: drawn.append(start(n, g)) or drawn[-1], end, halves=3, paths=100)
+    assert len({float(x[0]) for x in drawn}) == len(drawn)  # no noise is used twice
     x = start(5, torch.Generator().manual_seed(0))
     torch.testing.assert_close(whole.sample(x, seed=0).x, again.sample(x, seed=0).x, rtol=0, atol=0)
 
@@ -320,9 +324,8 @@ def test_a_bridge_is_loaded_as_it_was_saved(tmp_path: Path, make: Any, halves: i
     loaded = DiffusionSchroedingerBridge.load(path)
     assert loaded.header() == learned.header() and torch.equal(loaded.times, learned.times)
     assert_same(loaded.to("cpu"), learned)
-    for bridge_ in (learned, loaded):
-        torch.manual_seed(5)
-        bridge_.fit(states(), states().sqrt(), halves=1, paths=50, seed=3)
+    for one in (learned, loaded):
+        one.fit(states(), states().sqrt(), halves=1, paths=50, progress=False)
     assert_same(loaded, learned)
 
 
@@ -409,6 +412,110 @@ def test_a_bridge_is_no_score(tmp_path: Path) -> None:
         NeuralScore.load(path)
     with pytest.raises(FileNotFoundError, match="got 'nowhere', which does not exist"):
         DiffusionSchroedingerBridge.load("nowhere")
+
+
+# ------------------------------------------------------------------------------------------------------------ resume
+
+FIT: dict[str, Any] = {"paths": 50, "seed": 3, "progress": False}
+
+
+class Cut(Exception):
+    """A fit that is cut short."""
+
+
+def cut_after(draws: int) -> Draw:
+    """The law of ``states`` that cannot be drawn from more often than this."""
+    left = [draws + 1]  # one to be looked at
+
+    def draw(count: int, generator: torch.Generator) -> Tensor:
+        left[0] -= 1
+        if left[0] < 0:
+            raise Cut
+        return torch.rand(count, 1, dtype=torch.float64, generator=generator)
+
+    return draw
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda seed: linear(Hypercube((1,)), 0.5, times=3),
+        lambda seed: neural(seed=seed, warm_start=False),
+        lambda seed: neural(seed=seed),
+    ],
+    ids=["linear", "cold", "warm"],
+)
+def test_a_fit_that_was_cut_short_goes_on_to_the_same_numbers(tmp_path: Path, make: Any) -> None:
+    """In another process, with other objects that began elsewhere, and within a half iteration of two draws: to the bit."""
+    path, end = tmp_path / "bridge.safetensors", Hypercube((1,)).uniform()
+    whole = make(0)
+    residuals = whole.fit(cut_after(99), end, halves=4, **FIT)
+    cut = make(0)
+    with pytest.raises(Cut):
+        # the first and the third half iteration draw from the start, twice each
+        cut.fit(cut_after(3), end, halves=4, checkpoint=path, **FIT)
+    assert DiffusionSchroedingerBridge.load(path).halves == cut.halves == 2
+    again = make(1)
+    torch.manual_seed(9)
+    assert again.fit(cut_after(99), end, halves=4, checkpoint=path, resume=True, **FIT) == residuals
+    assert_same(again, whole)
+    assert_same(DiffusionSchroedingerBridge.load(path), whole)
+    # nothing is left to do
+    assert make(1).fit(cut_after(0), end, halves=4, checkpoint=path, resume=True, **FIT) == residuals
+
+
+def test_ctrl_c_finishes_the_half_iteration_and_leaves_a_file_to_resume(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, data = tmp_path / "bridge.safetensors", states()
+    whole, learned = neural(), neural()
+    residuals = whole.fit(data, data, halves=3, **FIT)
+
+    def press(half: int, residual: float) -> None:
+        if half == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    handler = signal.getsignal(signal.SIGINT)
+    assert learned.fit(data, data, halves=3, checkpoint=path, log=press, **FIT) == residuals[:2]
+    assert signal.getsignal(signal.SIGINT) is handler
+    said = capsys.readouterr().err
+    assert f"interrupted after half iteration 2, saved to {path}; go on with fit(…, checkpoint={str(path)!r}" in said
+    shown = FIT | {"progress": True}
+    assert learned.fit(data, data, halves=3, checkpoint=path, resume=True, **shown) == residuals
+    assert "3/3 half iterations" in (said := capsys.readouterr().err) and f"loss {residuals[2]:.4f}" in said
+    assert_same(learned, whole)
+
+
+def test_a_fit_goes_on_from_its_own_file_alone(tmp_path: Path) -> None:
+    path, data = tmp_path / "bridge.safetensors", states()
+
+    def resume(learned: DiffusionSchroedingerBridge | None = None, **changes: Any) -> None:
+        (learned or linear(Hypercube((1,)), 0.5, times=2)).fit(
+            data, changes.pop("end", data), halves=2, **FIT | {"checkpoint": path, "resume": True} | changes
+        )
+
+    with pytest.raises(ValueError, match="resume=True without a checkpoint"):
+        resume(checkpoint=None)
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        resume()
+    linear(Hypercube((1,)), 0.5, times=2).save(path)
+    with pytest.raises(ValueError, match="without the state of a fit"):
+        resume()
+    resume(resume=False)
+    resume()
+    other = r"belongs to another training: {}; pass the settings it was started with"
+    with pytest.raises(ValueError, match=other.format("paths is 50 there and 51 here; seed is 3 there and 4 here")):
+        resume(paths=51, seed=4)
+    with pytest.raises(ValueError, match=other.format(r"end is \[9, 1\] there and \[8, 1\] here")):
+        resume(end=data[1:])
+    with pytest.raises(ValueError, match=other.format(r"times is \[0.0, 0.5, 1.0\] there and \[0.0, 1.0\] here")):
+        resume(linear(Hypercube((1,)), 0.5, times=1))
+    with pytest.raises(ValueError, match=other.format("sigma is 0.5 there and 0.6 here")):
+        resume(linear(Hypercube((1,)), 0.6, times=2))
+    three = DiffusionSchroedingerBridge(Hypercube((1,)), 0.5, LinearRegressor(3), LinearRegressor(2), times=2)
+    with pytest.raises(ValueError, match=r"forward is .*'refreshes': 1.* there and .*'refreshes': 3.* here"):
+        resume(three)
+    assert three.halves == 0
 
 
 # ---------------------------------------------------------------------------------------------------------- refusals

@@ -30,7 +30,10 @@ class Regressor(ABC):
 
     @abstractmethod
     def fit(self, draw: Callable[[], Paths], generator: torch.Generator) -> float:
-        """Fit to paths, drawn anew at each call of ``draw``; returns the mean squared residual of what was fitted last."""
+        """Fit to paths, drawn anew at each call of ``draw``; returns the mean squared residual of what was fitted last.
+
+        Everything random comes from the generator, or a fit that is resumed will not equal one that was not interrupted.
+        """
 
     @abstractmethod
     def __call__(self, x: Tensor, step: Tensor) -> Tensor:
@@ -136,6 +139,12 @@ class NeuralRegressor(Regressor):
         self.count, self.centre, self.scale = 0, 0.0, 1.0
 
     def fit(self, draw: Callable[[], Paths], generator: torch.Generator) -> float:
+        device = next(self.network.parameters()).device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(generator.initial_seed())  # of dropout, which takes no generator
+            return self._fit(draw, generator)
+
+    def _fit(self, draw: Callable[[], Paths], generator: torch.Generator) -> float:
         if not self.warm_start:
             self.network.load_state_dict(self._first)
         self.network.train()
