@@ -23,6 +23,7 @@ from carom.scores.neural import (
     Regressor,
     checkpoint,
 )
+from carom.scores.neural.regressors import Paths
 from carom.solvers import ReflectedEulerMaruyama, WhiteNoise, bridge, solve
 
 Draw = Callable[[int, torch.Generator], Tensor]
@@ -269,8 +270,6 @@ def test_a_warm_start_keeps_the_weights_of_the_last_half_iteration_of_its_direct
 
     class Pairs:
         def __call__(self) -> Any:
-            from carom.scores.neural.regressors import Paths
-
             return Paths(*draw())
 
     with torch.no_grad():
@@ -279,6 +278,25 @@ def test_a_warm_start_keeps_the_weights_of_the_last_half_iteration_of_its_direct
     assert len(draws) == 3  # refreshed at every step
     moved = float((model.state_dict()["last.bias"] - made["last.bias"]).abs().max())
     assert moved == pytest.approx(1.0 if warm else 0.0, abs=1e-9)
+
+
+def test_the_average_of_the_weights_begins_as_that_of_train() -> None:
+    """With decays 1/10 and then 2/11, below which they stay where ``ema`` is: (1 + k)/(10 + k) at step k."""
+    for ema, decay in ((0.99, 2 / 11), (0.15, 0.15)):
+        model, noted = network(4).double(), []
+        regressor = NeuralRegressor(model, steps=2, batch_size=8, refresh=1, lr=0.1, ema=ema)
+
+        def draw(model: nn.Module = model, noted: list[Any] = noted) -> Paths:
+            noted.append({k: v.clone() for k, v in model.state_dict().items()})
+            return Paths(states(8)[None], states(8)[None].sqrt())
+
+        regressor.fit(draw, torch.Generator().manual_seed(0))
+        first, second = noted
+        for name, value in regressor.average.state_dict().items():
+            before = 0.1 * first[name] + 0.9 * second[name]
+            # roundings of float64
+            expected = decay * before + (1 - decay) * model.state_dict()[name]
+            torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-14)
 
 
 def test_any_solver_runs_the_learned_equation() -> None:

@@ -15,6 +15,7 @@ from ...domains.registry import from_config
 from ...domains.tensors import is_int, number
 from . import checkpoint
 from .networks import answer, network_of_weights, network_to_config
+from .trainable import move_average, rising
 from .updates import Cosine
 
 
@@ -109,7 +110,7 @@ class NeuralRegressor(Regressor):
         lr: learning rate, falling to 0 along half a cosine in each half iteration.
         refresh: after so many steps the paths are simulated anew.
         warm_start: begin each half iteration at the weights of the last one of this direction; else at those it was made with.
-        ema: decay of the moving average of the weights, which is what answers; in [0, 1).
+        ema: decay of the moving average of the weights, which is what answers, in [0, 1), approached as in ``train``.
         clip: the largest gradient norm.
     """
 
@@ -150,7 +151,7 @@ class NeuralRegressor(Regressor):
         self.network.train()
         optimizer = torch.optim.Adam(self.network.parameters(), self.lr)
         losses: list[Tensor] = []
-        rate = Cosine(self.lr, self.steps)
+        rate, decay = Cosine(self.lr, self.steps), rising(self.ema)
         for k in range(self.steps):
             if k % self.refresh == 0:
                 paths = draw()
@@ -168,7 +169,7 @@ class NeuralRegressor(Regressor):
             for group in optimizer.param_groups:
                 group["lr"] = rate(k)
             optimizer.step()
-            self._average(min(self.ema, (1 + k) / (10 + k)))
+            move_average(self.average, self.network, decay(k))
             losses.append(loss.detach())
         mean = float(torch.stack(losses[-self.refresh :]).mean())
         if not math.isfinite(mean):
@@ -176,13 +177,6 @@ class NeuralRegressor(Regressor):
                 f"NeuralRegressor: got a loss of {mean}, expected a finite one; lower lr={self.lr:g}"
             )
         return mean
-
-    @torch.no_grad()
-    def _average(self, decay: float) -> None:
-        for mean, now in zip(self.average.parameters(), self.network.parameters(), strict=True):
-            mean.lerp_(now, 1 - decay)
-        for kept, buffer in zip(self.average.buffers(), self.network.buffers(), strict=True):
-            kept.copy_(buffer)
 
     def _rates(self, network: nn.Module, x: Tensor, step: Tensor) -> Tensor:
         inside = ((x - self.centre) / self.scale).to(next(network.parameters()).dtype)
