@@ -23,7 +23,7 @@ print(f"grid: {grid.cost:.4f}, rate {grid.errors[7] / grid.errors[6]:.4f}, expec
 # 3. Learned from samples by mean matching, whose bias at 20 steps is known as well
 learned = DiffusionSchroedingerBridge(Euclidean((1,)), 1.0, LinearRegressor(), LinearRegressor(), times=20)
 draw = lambda mean, std: lambda n, generator: mean + std * torch.randn(n, 1, generator=generator)
-learned.fit(draw(0.5, 0.5), draw(-1.0, math.sqrt(2)), halves=9, paths=20_000)
+learned.fit(draw(0.5, 0.5), draw(-1.0, math.sqrt(2)), halves=9, paths=20_000, progress=False)
 back = learned.sample(draw(-1.0, math.sqrt(2))(20_000, torch.Generator().manual_seed(2)), backward=True, seed=3).x
 mean, variance = (float(v) for v in bridge.mean_matching(exact, 20, 9)[-1].marginals()[0])
 print(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,8 +19,11 @@ from carom.scores.neural import (
     LinearRegressor,
     MLPConfig,
     NeuralRegressor,
+    NeuralScore,
     Regressor,
+    checkpoint,
 )
+from carom.scores.neural.regressors import Paths
 from carom.solvers import ReflectedEulerMaruyama, WhiteNoise, bridge, solve
 
 Draw = Callable[[int, torch.Generator], Tensor]
@@ -104,9 +109,12 @@ def test_half_iterations_go_on_where_they_ended_and_depend_on_the_seed_alone() -
     losses = whole.fit(start, end, halves=2, paths=100, log=lambda half, loss: seen.append((half, loss)))
     assert seen == list(enumerate(losses, 1))
     assert again.fit(start, end, halves=2, paths=100) == losses
-    assert parts.fit(start, end, halves=1, paths=100) == losses[:1]
-    assert parts.fit(start, end, halves=1, paths=100, seed=1) != losses[1:]
+    assert parts.fit(start, end, halves=1, paths=100) + parts.fit(start, end, halves=1, paths=100) == losses
     assert parts.halves == 2
+    assert linear(Euclidean((1,)), 1.0, times=3).fit(start, end, halves=2, paths=100, seed=1) != losses
+    drawn: list[Tensor] = []
+    linear(Euclidean((1,)), 1.0).fit(lambda n, g: drawn.append(start(n, g)) or drawn[-1], end, halves=3, paths=100)
+    assert len({float(x[0]) for x in drawn}) == len(drawn)  # no noise is used twice
     x = start(5, torch.Generator().manual_seed(0))
     torch.testing.assert_close(whole.sample(x, seed=0).x, again.sample(x, seed=0).x, rtol=0, atol=0)
 
@@ -262,8 +270,6 @@ def test_a_warm_start_keeps_the_weights_of_the_last_half_iteration_of_its_direct
 
     class Pairs:
         def __call__(self) -> Any:
-            from carom.scores.neural.regressors import Paths
-
             return Paths(*draw())
 
     with torch.no_grad():
@@ -274,6 +280,25 @@ def test_a_warm_start_keeps_the_weights_of_the_last_half_iteration_of_its_direct
     assert moved == pytest.approx(1.0 if warm else 0.0, abs=1e-9)
 
 
+def test_the_average_of_the_weights_begins_as_that_of_train() -> None:
+    """With decays 1/10 and then 2/11, below which they stay where ``ema`` is: (1 + k)/(10 + k) at step k."""
+    for ema, decay in ((0.99, 2 / 11), (0.15, 0.15)):
+        model, noted = network(4).double(), []
+        regressor = NeuralRegressor(model, steps=2, batch_size=8, refresh=1, lr=0.1, ema=ema)
+
+        def draw(model: nn.Module = model, noted: list[Any] = noted) -> Paths:
+            noted.append({k: v.clone() for k, v in model.state_dict().items()})
+            return Paths(states(8)[None], states(8)[None].sqrt())
+
+        regressor.fit(draw, torch.Generator().manual_seed(0))
+        first, second = noted
+        for name, value in regressor.average.state_dict().items():
+            before = 0.1 * first[name] + 0.9 * second[name]
+            # roundings of float64
+            expected = decay * before + (1 - decay) * model.state_dict()[name]
+            torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-14)
+
+
 def test_any_solver_runs_the_learned_equation() -> None:
     """``sample`` is the equation solved on the training grid by reflected Euler–Maruyama, to the bit."""
     box = Hypercube((1,))
@@ -282,6 +307,233 @@ def test_any_solver_runs_the_learned_equation() -> None:
     learned.fit(data, data, halves=2, paths=50)
     run = solve(learned.equation(), data, learned.times, ReflectedEulerMaruyama(), noise=WhiteNoise(4))
     torch.testing.assert_close(run.x, learned.sample(data, seed=4).x, rtol=0, atol=0)
+
+
+# ------------------------------------------------------------------------------------------------------------- files
+
+
+def neural(steps: int = 4, seed: int = 0, **settings: Any) -> DiffusionSchroedingerBridge:
+    """Two small networks with dropout, in float64, on the unit interval."""
+    torch.manual_seed(seed)
+    made = [MLP(MLPConfig((1,), width=8, depth=1, dropout=0.2)).double() for _ in range(2)]
+    regressors = [NeuralRegressor(n, steps=steps, batch_size=8, refresh=2, lr=1e-2, **settings) for n in made]
+    return DiffusionSchroedingerBridge(Hypercube((1,)), 0.5, *regressors, times=[0.0, 0.3, 1.0])
+
+
+def states(n: int = 9) -> Tensor:
+    return torch.rand(n, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def assert_same(one: DiffusionSchroedingerBridge, two: DiffusionSchroedingerBridge) -> None:
+    """The same samples to the bit in both directions."""
+    assert one.halves == two.halves
+    for backward in (False, True):
+        a, b = (bridge.sample(states(), backward=backward, seed=1, save="all").trajectory for bridge in (one, two))
+        assert a is not None and b is not None and torch.equal(a, b)
+
+
+@pytest.mark.parametrize("halves", [1, 2, 3])
+@pytest.mark.parametrize("make", [lambda: linear(Hypercube((1,)), 0.5, times=3), neural], ids=["linear", "neural"])
+def test_a_bridge_is_loaded_as_it_was_saved(tmp_path: Path, make: Any, halves: int) -> None:
+    """Samples to the bit, and it goes on as the one it was saved from would."""
+    learned, path = make(), tmp_path / "bridge.safetensors"
+    learned.fit(states(), states().sqrt(), halves=halves, paths=50)
+    learned.save(path)
+    loaded = DiffusionSchroedingerBridge.load(path)
+    assert loaded.header() == learned.header() and torch.equal(loaded.times, learned.times)
+    assert_same(loaded.to("cpu"), learned)
+    for one in (learned, loaded):
+        one.fit(states(), states().sqrt(), halves=1, paths=50, progress=False)
+    assert_same(loaded, learned)
+
+
+def test_what_no_file_holds_is_passed_to_load(tmp_path: Path) -> None:
+    """A drift for as long as the reference runs, and regressors and networks of one's own."""
+    path, domain = tmp_path / "bridge.safetensors", Euclidean((1,))
+    drift = lambda x, t: -x
+    learned = linear(domain, 1.0, times=2, drift=drift)
+    learned.fit(states(), states(), halves=1, paths=50)
+    learned.save(path)
+    with pytest.raises(ValueError, match=r"drift: got none, but the reference .* has one"):
+        DiffusionSchroedingerBridge.load(path)
+    assert_same(DiffusionSchroedingerBridge.load(path, drift=drift), learned)
+    learned.fit(states(), states(), halves=1, paths=50)
+    learned.save(path)
+    assert_same(DiffusionSchroedingerBridge.load(path), learned)
+
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(1, 1)
+
+        def forward(self, x: Tensor, c: Tensor) -> Tensor:
+            return self.layer(x) + c[:, None]
+
+    settings: dict[str, Any] = {"steps": 2, "batch_size": 4, "warm_start": False}
+    learned = DiffusionSchroedingerBridge(domain, 1.0, NeuralRegressor(Own(), **settings), LinearRegressor(), times=2)
+    learned.fit(states(), states(), halves=2, paths=50)
+    learned.save(path)
+    with pytest.raises(ValueError, match=r"network: got class 'Own'.*forward=…"):
+        DiffusionSchroedingerBridge.load(path)
+    with pytest.raises(ValueError, match=r"forward: got a LinearRegressor, but .* holds what a NeuralRegressor"):
+        DiffusionSchroedingerBridge.load(path, forward=LinearRegressor())
+    with pytest.raises(ValueError, match=r"do not fit MLP \(.*network.embedding.layers.0.weight missing"):
+        DiffusionSchroedingerBridge.load(path, forward=NeuralRegressor(network(4), **settings))
+    assert_same(DiffusionSchroedingerBridge.load(path, forward=NeuralRegressor(Own(), **settings)), learned)
+    mine = DiffusionSchroedingerBridge(domain, 1.0, Bins(2), LinearRegressor())
+    with pytest.raises(NotImplementedError, match=r"Bins does not define config\(\)"):
+        mine.save(path)
+
+
+def rewrite(path: Path, *, without: str = "", **header: Any) -> None:
+    """The file without a tensor, or with other entries in its header, None for none."""
+    file = checkpoint.read(path, ("",), checkpoint.BRIDGE)
+    entries = {k: v for k, v in (file.header | header).items() if v is not None}
+    tensors = {k: v for k, v in file.tensors.items() if k != without}
+    checkpoint.write(path, entries, tensors, checkpoint.BRIDGE)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (
+            lambda p: p.write_bytes(p.read_bytes()[:-9]),
+            r"DiffusionSchroedingerBridge\.save or fit; it may be cut short",
+        ),
+        (lambda p: checkpoint.write(p, {}, {}), "format 'carom.neural_score', .*NeuralScore.load reads it"),
+        (lambda p: rewrite(p, without="times"), "without the grid of times"),
+        (lambda p: rewrite(p, without="backward.table"), "1 difference: table missing"),
+        (lambda p: rewrite(p, without="forward.average.last.bias"), "1 difference: average.last.bias missing"),
+        (lambda p: rewrite(p, without="forward.noted"), "1 difference: noted missing"),
+        (lambda p: rewrite(p, domain=None, sigma=None), "without domain, sigma in its header"),
+        (lambda p: rewrite(p, sigma="1"), "damaged header, expected domain dict, sigma float"),
+        (lambda p: rewrite(p, backward={"type": "Mine"}), "regressor: got type 'Mine'"),
+        (lambda p: rewrite(p, backward={"type": "LinearRegressor", "order": 2}), "unknown arguments order"),
+        (lambda p: rewrite(p, colour=1), "unknown header entries colour"),
+    ],
+)
+def test_a_file_that_is_no_bridge_is_refused(tmp_path: Path, damage: Any, message: str) -> None:
+    path = tmp_path / "bridge.safetensors"
+    made = neural()
+    made = DiffusionSchroedingerBridge(made.domain, 0.5, made.regressors[False], LinearRegressor(), times=2)
+    made.fit(states(), states(), halves=2, paths=50)
+    made.save(path)
+    damage(path)
+    with pytest.raises(ValueError, match=message):
+        DiffusionSchroedingerBridge.load(path)
+
+
+def test_a_bridge_is_no_score(tmp_path: Path) -> None:
+    path = tmp_path / "bridge.safetensors"
+    linear(Euclidean((1,)), 1.0).save(path)
+    with pytest.raises(ValueError, match=r"DiffusionSchroedingerBridge\.load reads it"):
+        NeuralScore.load(path)
+    with pytest.raises(FileNotFoundError, match="got 'nowhere', which does not exist"):
+        DiffusionSchroedingerBridge.load("nowhere")
+
+
+# ------------------------------------------------------------------------------------------------------------ resume
+
+FIT: dict[str, Any] = {"paths": 50, "seed": 3, "progress": False}
+
+
+class Cut(Exception):
+    """A fit that is cut short."""
+
+
+def cut_after(draws: int) -> Draw:
+    """The law of ``states`` that cannot be drawn from more often than this."""
+    left = [draws + 1]  # one to be looked at
+
+    def draw(count: int, generator: torch.Generator) -> Tensor:
+        left[0] -= 1
+        if left[0] < 0:
+            raise Cut
+        return torch.rand(count, 1, dtype=torch.float64, generator=generator)
+
+    return draw
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda seed: linear(Hypercube((1,)), 0.5, times=3),
+        lambda seed: neural(seed=seed, warm_start=False),
+        lambda seed: neural(seed=seed),
+    ],
+    ids=["linear", "cold", "warm"],
+)
+def test_a_fit_that_was_cut_short_goes_on_to_the_same_numbers(tmp_path: Path, make: Any) -> None:
+    """In another process, with other objects that began elsewhere, and within a half iteration of two draws: to the bit."""
+    path, end = tmp_path / "bridge.safetensors", Hypercube((1,)).uniform()
+    whole = make(0)
+    residuals = whole.fit(cut_after(99), end, halves=4, **FIT)
+    cut = make(0)
+    with pytest.raises(Cut):
+        # the first and the third half iteration draw from the start, twice each
+        cut.fit(cut_after(3), end, halves=4, checkpoint=path, **FIT)
+    assert DiffusionSchroedingerBridge.load(path).halves == cut.halves == 2
+    again = make(1)
+    torch.manual_seed(9)
+    assert again.fit(cut_after(99), end, halves=4, checkpoint=path, resume=True, **FIT) == residuals
+    assert_same(again, whole)
+    assert_same(DiffusionSchroedingerBridge.load(path), whole)
+    # nothing is left to do
+    assert make(1).fit(cut_after(0), end, halves=4, checkpoint=path, resume=True, **FIT) == residuals
+
+
+def test_ctrl_c_finishes_the_half_iteration_and_leaves_a_file_to_resume(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, data = tmp_path / "bridge.safetensors", states()
+    whole, learned = neural(), neural()
+    residuals = whole.fit(data, data, halves=3, **FIT)
+
+    def press(half: int, residual: float) -> None:
+        if half == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    handler = signal.getsignal(signal.SIGINT)
+    assert learned.fit(data, data, halves=3, checkpoint=path, log=press, **FIT) == residuals[:2]
+    assert signal.getsignal(signal.SIGINT) is handler
+    said = capsys.readouterr().err
+    assert f"interrupted after half iteration 2, saved to {path}; go on with fit(…, checkpoint={str(path)!r}" in said
+    shown = FIT | {"progress": True}
+    assert learned.fit(data, data, halves=3, checkpoint=path, resume=True, **shown) == residuals
+    assert "3/3 half iterations" in (said := capsys.readouterr().err) and f"loss {residuals[2]:.4f}" in said
+    assert_same(learned, whole)
+
+
+def test_a_fit_goes_on_from_its_own_file_alone(tmp_path: Path) -> None:
+    path, data = tmp_path / "bridge.safetensors", states()
+
+    def resume(learned: DiffusionSchroedingerBridge | None = None, **changes: Any) -> None:
+        (learned or linear(Hypercube((1,)), 0.5, times=2)).fit(
+            data, changes.pop("end", data), halves=2, **FIT | {"checkpoint": path, "resume": True} | changes
+        )
+
+    with pytest.raises(ValueError, match="resume=True without a checkpoint"):
+        resume(checkpoint=None)
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        resume()
+    linear(Hypercube((1,)), 0.5, times=2).save(path)
+    with pytest.raises(ValueError, match="without the state of a fit"):
+        resume()
+    resume(resume=False)
+    resume()
+    other = r"belongs to another training: {}; pass the settings it was started with"
+    with pytest.raises(ValueError, match=other.format("paths is 50 there and 51 here; seed is 3 there and 4 here")):
+        resume(paths=51, seed=4)
+    with pytest.raises(ValueError, match=other.format(r"end is \[9, 1\] there and \[8, 1\] here")):
+        resume(end=data[1:])
+    with pytest.raises(ValueError, match=other.format(r"times is \[0.0, 0.5, 1.0\] there and \[0.0, 1.0\] here")):
+        resume(linear(Hypercube((1,)), 0.5, times=1))
+    with pytest.raises(ValueError, match=other.format("sigma is 0.5 there and 0.6 here")):
+        resume(linear(Hypercube((1,)), 0.6, times=2))
+    three = DiffusionSchroedingerBridge(Hypercube((1,)), 0.5, LinearRegressor(3), LinearRegressor(2), times=2)
+    with pytest.raises(ValueError, match=r"forward is .*'refreshes': 1.* there and .*'refreshes': 3.* here"):
+        resume(three)
+    assert three.halves == 0
 
 
 # ---------------------------------------------------------------------------------------------------------- refusals

@@ -25,24 +25,33 @@ are fitted: ``carom.solvers.bridge.mean_matching`` computes them exactly for Gau
 
 from __future__ import annotations
 
+import json
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from ...domains import Domain, KernelDomain
+from ...domains import Domain, KernelDomain, domain_from_config
 from ...domains.tensors import batch_shape, expand_right, number
 from ...processes import SDE
 from ...solvers import ReflectedEulerMaruyama, Solution, WhiteNoise, solve
 from ...solvers.checks import check_times
-from .regressors import Paths, Regressor, check_counts
+from . import checkpoint as files
+from .batches import mix
+from .regressors import Paths, Regressor, check_counts, regressor_from_config
+from .resuming import check_same, describe
+from .terminal import Bar, interruptions, say_interrupted
 
 Draw = Callable[[int, torch.Generator], Tensor]
 Law = Tensor | Distribution | Draw
+# by direction, True being backward
+_NAMES = {False: "forward", True: "backward"}
+_PREFIXES = ("times", "forward.", "backward.")
 
 
 class _Reference:
@@ -98,9 +107,14 @@ class DiffusionSchroedingerBridge:
                 f"{domain!r} is not exact; take fewer steps"
             )
         self.regressors = {False: forward, True: backward}
-        #: the rates in force: by direction, True being backward
-        self.rates: dict[bool, Callable[[Tensor, Tensor], Tensor]] = {False: _Reference(drift, self.times)}
+        self.reference = _Reference(drift, self.times)
         self.halves = 0
+
+    @property
+    def rates(self) -> dict[bool, Callable[[Tensor, Tensor], Tensor]]:
+        """The rates in force: by direction, True being backward, which has none before the first half iteration."""
+        forward = self.regressors[False] if self.halves > 1 else self.reference
+        return {False: forward, True: self.regressors[True]} if self.halves else {False: forward}
 
     def fit(
         self,
@@ -110,39 +124,161 @@ class DiffusionSchroedingerBridge:
         halves: int = 10,
         paths: int = 4096,
         seed: int = 0,
+        checkpoint: str | os.PathLike[str] | None = None,
+        resume: bool = False,
+        progress: bool = True,
         log: Callable[[int, float], Any] | None = None,
     ) -> list[float]:
         """Run half iterations of IPF, going on from those already done; returns the mean squared residual of each.
 
-        The first fits the backward rates to the reference, the next the forward rates, and so on. Between data sets take as many as the
-        coupling matters; from data to noise that the reference nearly reaches, few will do.
+        The first fits the backward rates to the reference, the next the forward rates, and so on, in one call or in several. Between data
+        sets take as many as the coupling matters; from data to noise that the reference nearly reaches, few will do.
 
         Args:
             start, end: the laws at t = 0 and 1: data ``[n, *event]``, a distribution whose ``sample(shape, generator=…)`` draws (such
                 as ``domain.uniform()``), or a callable (count, generator) → states.
-            halves: how many half iterations.
+            halves: how many half iterations, those before a resume included.
             paths: how many are simulated and cached at a time.
+            seed: of everything random here: a half iteration is a function of it, of its number and of what was learned before.
+            checkpoint: a file that ``load`` reads and ``resume=True`` continues, written after each half iteration; a file of that name
+                is replaced. Ctrl-C ends the fit once the half iteration at work is finished, a second one at once.
+            resume: go on from the file's last half iteration, to the same numbers, to the bit on the CPU at the same number of threads,
+                as a fit that was not interrupted; its residuals are among those returned.
+            progress: show a bar over half iterations.
             log: called as ``log(half, residual)`` after each.
+
+        Raises ``FloatingPointError`` where a regressor says so; ``ValueError`` for data outside the domain, or a checkpoint that does
+        not belong to this fit.
         """
         check_counts(halves=halves, paths=paths)
-        generator = torch.Generator().manual_seed(seed)
+        if resume and checkpoint is None:
+            raise ValueError("fit: got resume=True without a checkpoint; name the file to resume from")
         laws = {False: _drawing(start, "start", self.domain), True: _drawing(end, "end", self.domain)}
-        losses = []
-        for _ in range(halves):
-            backward = self.halves % 2 == 0
-            regressor = self.regressors[backward]
-
-            def draw(backward: bool = backward) -> Paths:
-                # the direction that is fitted is the reversal of the paths of the other
-                return self._simulate(laws[not backward](paths, generator), not backward, generator)
-
-            # the rates of before stay in force for the paths that this half iteration needs
-            losses.append(regressor.fit(draw, generator))
-            self.rates[backward] = regressor
-            self.halves += 1
-            if log is not None:
-                log(self.halves, losses[-1])
+        settings = {"start": _described(start), "end": _described(end), "paths": paths, "seed": seed}
+        losses = self._resumed(checkpoint, settings) if resume and checkpoint is not None else []
+        with (
+            interruptions() as interrupted,
+            Bar(halves, None, len(losses), progress, step="half iteration", memory=0.0) as bar,
+        ):
+            while len(losses) < halves and not interrupted():
+                losses.append(self._half(laws, paths, seed))
+                if checkpoint is not None:
+                    state = {"settings": settings, "losses": losses}
+                    files.write(checkpoint, self.header() | {"training": state}, self.state_dict(), files.BRIDGE)
+                bar.show(len(losses), 0.0, losses[-1])
+                if log is not None:
+                    log(self.halves, losses[-1])
+        if len(losses) < halves:
+            place = None if checkpoint is None else str(checkpoint)
+            say_interrupted(len(losses), place, "half iteration", "fit")
         return losses
+
+    def _half(self, laws: dict[bool, Draw], paths: int, seed: int) -> float:
+        """The next half iteration; returns its mean squared residual."""
+        backward = self.halves % 2 == 0
+        generator = torch.Generator().manual_seed(mix(seed, "half iteration", self.halves))
+
+        def draw() -> Paths:
+            # the direction that is fitted is the reversal of the paths of the other, whose rates stay in force meanwhile
+            return self._simulate(laws[not backward](paths, generator), not backward, generator)
+
+        loss = self.regressors[backward].fit(draw, generator)
+        self.halves += 1
+        return loss
+
+    def _resumed(self, path: str | os.PathLike[str], settings: dict[str, Any]) -> list[float]:
+        """Take over what the file of a fit with the same settings has come to; returns its residuals."""
+        file = files.read(path, _PREFIXES, files.BRIDGE)
+        state = file.header.get("training")
+        if state is None:
+            raise ValueError(
+                f"resume: got {str(path)!r}, which holds a bridge without the state of a fit; expected a file written by "
+                f"fit(checkpoint=…). To go on from its rates: {type(self).__name__}.load, then fit without resume"
+            )
+        ours, theirs = (
+            {k: v for k, v in header.items() if k not in ("halves", "training")} | {"times": times.tolist()}
+            for header, times in ((self.header(), self.times), (file.header, _times(file)))
+        )
+        check_same(path, (theirs, json.loads(json.dumps(ours))), (state["settings"], settings))
+        self.restore(file)
+        return list(state["losses"])
+
+    def to(self, device: str | torch.device) -> Self:
+        """Move the networks to a device."""
+        for regressor in self.regressors.values():
+            regressor.to(device)
+        return self
+
+    def header(self) -> dict[str, Any]:
+        """What a file says about this bridge, JSON-able."""
+        return {
+            "domain": self.domain.config(),
+            "sigma": self.sigma,
+            "drift": self.reference.drift is not None,
+            "halves": self.halves,
+        } | {_NAMES[backward]: regressor.config() for backward, regressor in self.regressors.items()}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The grid and what the regressors have learned."""
+        learned = {_NAMES[backward]: regressor.state_dict() for backward, regressor in self.regressors.items()}
+        return {"times": self.times} | {f"{name}.{k}": v for name, part in learned.items() for k, v in part.items()}
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the bridge to one safetensors file, atomically, as :meth:`NeuralScore.save` does. The folder must exist.
+
+        A reference's drift is a function, which no file holds.
+        """
+        files.write(path, self.header(), self.state_dict(), files.BRIDGE)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        forward: Regressor | None = None,
+        backward: Regressor | None = None,
+        domain: Domain | None = None,
+        drift: Callable[..., Tensor] | None = None,
+    ) -> Self:
+        """Rebuild a bridge from its file, on the CPU; it samples what it did, to the bit, and ``fit`` goes on from where it was.
+
+        Args:
+            forward, backward: for regressors, or networks of them, that the library does not know: instances built with the settings
+                of training. They take over what was learned.
+            domain: likewise.
+            drift: of the reference; needed where it had one and the forward rates have not been fitted yet.
+
+        Raises ``FileNotFoundError``; ``ValueError`` for a file that is damaged, of another kind, from a newer version, or that does
+        not fit what is given here.
+        """
+        file = files.read(path, _PREFIXES, files.BRIDGE)
+        forward, backward = (
+            regressor_from_config(file.header[name], file.part(name)) if given is None else given
+            for name, given in (("forward", forward), ("backward", backward))
+        )
+        domain = domain or domain_from_config(file.header["domain"])
+        bridge = cls(domain, file.header["sigma"], forward, backward, times=_times(file), drift=drift)
+        if file.header["halves"] < 2 and file.header["drift"] != (drift is not None):
+            raise ValueError(
+                f"drift: got {'one' if drift else 'none'}, but the reference of {str(path)!r} has {'none' if drift else 'one'}, and its "
+                "forward rates have not been fitted yet; pass load(path, drift=…) as it was made with"
+            )
+        bridge.restore(file)
+        return bridge
+
+    def restore(self, file: files.Checkpoint) -> None:
+        """Take over what the regressors of a file have learned; ``ValueError`` where it does not fit."""
+        for backward, regressor in self.regressors.items():
+            state, config = file.part(_NAMES[backward]), file.header[_NAMES[backward]]
+            if config.get("type") != type(regressor).__name__:
+                raise ValueError(
+                    f"{_NAMES[backward]}: got a {type(regressor).__name__}, but {str(file.path)!r} holds what a {config.get('type')} "
+                    "has learned; pass an instance of that class"
+                )
+            fitted = file.header["halves"] >= (1 if backward else 2)
+            if state or fitted:
+                regressor.load_state_dict(state)
+        self.halves = file.header["halves"]
 
     def equation(self, *, backward: bool = False) -> SDE:
         """The SDE of one direction, with rates that are constant in time over each step: times rise, or fall where ``backward``."""
@@ -205,6 +341,17 @@ def _grid(times: int | Sequence[float] | Tensor) -> Tensor:
             f"times: got a grid from {float(grid[0]):g} to {float(grid[-1]):g}, expected one that rises from 0 to 1, or a number of steps"
         )
     return grid
+
+
+def _times(file: files.Checkpoint) -> Tensor:
+    if "times" not in file.tensors:
+        raise ValueError(f"checkpoint: got {str(file.path)!r} without the grid of times; save it again")
+    return file.tensors["times"]
+
+
+def _described(law: Law) -> Any:
+    """A law as a checkpoint names it: data by their shape, others by their names."""
+    return list(law.shape) if isinstance(law, Tensor) else describe(law)
 
 
 def _drawing(law: Law, name: str, domain: Domain) -> Draw:

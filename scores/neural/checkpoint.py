@@ -1,8 +1,8 @@
-"""The file a neural score travels in: one safetensors file, tensors and a JSON header, nothing that runs code.
+"""The file a model travels in: one safetensors file, tensors and a JSON header, nothing that runs code.
 
-Metadata: ``format``, the kind of the model, ``version``, ``header`` (JSON). Tensors: ``network.*``, ``ema.*`` and, while training
-goes on, ``training.*`` and the ``objective.*`` of an objective that learns. Written to a temporary file in the same folder and moved
-into place: a reader or a crash never meets half a file.
+Metadata: ``format``, the kind of the model, ``version``, ``header`` (JSON). Tensors of a neural score: ``network.*``, ``ema.*`` and, while
+training goes on, ``training.*`` and the ``objective.*`` of an objective that learns; of a Schrödinger bridge: ``times``, ``forward.*`` and
+``backward.*``. Written to a temporary file in the same folder and moved into place: a reader or a crash never meets half a file.
 """
 
 from __future__ import annotations
@@ -17,12 +17,27 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-SCORE, CLASSIFIER = "carom.neural_score", "carom.noisy_classifier"
-_CLASSES = {SCORE: "NeuralScore", CLASSIFIER: "NoisyClassifier"}
+
+class _Kind(NamedTuple):
+    """Of one format: whose files these are, what else writes them, what bare weights go into, and what every header has."""
+
+    owner: str
+    writer: str
+    use: str
+    required: dict[str, type]
+
+
 VERSION = 1
-_REQUIRED = {"network", "preconditioning", "process", "ema"}
+SCORE, CLASSIFIER, BRIDGE = "carom.neural_score", "carom.noisy_classifier", "carom.schroedinger_bridge"
+_MODEL = {"network": dict, "preconditioning": dict, "process": dict, "ema": bool}
+_BRIDGE = {"domain": dict, "sigma": float, "drift": bool, "halves": int, "forward": dict, "backward": dict}
+_KINDS = {
+    SCORE: _Kind("NeuralScore", "train", "NeuralScore(network, process)", _MODEL),
+    CLASSIFIER: _Kind("NoisyClassifier", "train", "NoisyClassifier(network, process)", _MODEL),
+    BRIDGE: _Kind("DiffusionSchroedingerBridge", "fit", "NeuralRegressor(network)", _BRIDGE),
+}
 # data: how the data were stored, see ``Stored``
-_KNOWN = _REQUIRED | {"training", "data"}
+_OPTIONAL = {"training": dict, "data": dict}
 
 
 class Checkpoint(NamedTuple):
@@ -34,7 +49,12 @@ class Checkpoint(NamedTuple):
 
     def part(self, prefix: str) -> dict[str, Tensor]:
         """The tensors under ``prefix.``, without it."""
-        return {k.removeprefix(prefix + "."): v for k, v in self.tensors.items() if k.startswith(prefix + ".")}
+        return part(self.tensors, prefix)
+
+
+def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors under ``prefix.``, without it."""
+    return {k.removeprefix(prefix + "."): v for k, v in tensors.items() if k.startswith(prefix + ".")}
 
 
 def write(
@@ -80,7 +100,7 @@ def read(
     except (SafetensorError, OSError) as error:
         raise ValueError(
             f"checkpoint: got {str(source)!r}, which is no readable safetensors file ({error}); expected one written by "
-            f"{_CLASSES[kind]}.save or train; it may be cut short (copy it again) or of another kind"
+            f"{_KINDS[kind].owner}.save or {_KINDS[kind].writer}; it may be cut short (copy it again) or of another kind"
         ) from error
     return Checkpoint(source, header, tensors)
 
@@ -89,10 +109,9 @@ def _header(path: Path, metadata: Mapping[str, str], kind: str) -> dict[str, Any
     found = metadata.get("format")
     if found != kind:
         advice = (
-            f"{_CLASSES[found]}.load reads it"
-            if found in _CLASSES
-            else "bare weights go into a network of your own with safetensors.torch.load_file, then "
-            f"{_CLASSES[kind]}(network, process)"
+            f"{_KINDS[found].owner}.load reads it"
+            if found in _KINDS
+            else f"bare weights go into a network of your own with safetensors.torch.load_file, then {_KINDS[kind].use}"
         )
         raise ValueError(
             f"checkpoint: got {str(path)!r}, a safetensors file of format {found!r}, expected {kind!r}; {advice}"
@@ -106,15 +125,17 @@ def _header(path: Path, metadata: Mapping[str, str], kind: str) -> dict[str, Any
         header = json.loads(metadata.get("header", ""))
     except json.JSONDecodeError as error:
         raise ValueError(f"checkpoint: got {str(path)!r} with a damaged header ({error}); save it again") from error
-    if not isinstance(header, dict) or not all(isinstance(header.get(k, {}), dict) for k in _KNOWN - {"ema"}):
-        raise ValueError(f"checkpoint: got {str(path)!r} with a damaged header (no dictionaries); save it again")
-    keys = set(header)
-    if missing := sorted(_REQUIRED - keys):
+    required = _KINDS[kind].required
+    known = required | _OPTIONAL
+    if not isinstance(header, dict) or not all(isinstance(header.get(k, t()), t) for k, t in known.items()):
+        types = ", ".join(f"{k} {t.__name__}" for k, t in known.items())
+        raise ValueError(f"checkpoint: got {str(path)!r} with a damaged header, expected {types}; save it again")
+    if missing := sorted(required.keys() - header.keys()):
         raise ValueError(f"checkpoint: got {str(path)!r} without {', '.join(missing)} in its header; save it again")
-    if unknown := sorted(keys - _KNOWN):
+    if unknown := sorted(header.keys() - known.keys()):
         raise ValueError(
             f"checkpoint: got {str(path)!r} with unknown header entries {', '.join(unknown)}, expected a subset of "
-            f"{', '.join(sorted(_KNOWN))}; it may come from a newer carom"
+            f"{', '.join(sorted(known))}; it may come from a newer carom"
         )
     return header
 

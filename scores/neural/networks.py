@@ -58,8 +58,8 @@ def network_from_config(config: Mapping[str, Any]) -> nn.Module:
     name = fields.pop("type", None)
     if name not in _REGISTRY:
         raise ValueError(
-            f"network: got class {name!r}, which is none of the known {', '.join(sorted(_REGISTRY))}; build it yourself "
-            "and pass it: load(path, network=…), or register its class with register_network"
+            f"network: got class {name!r}, which is none of the known {', '.join(sorted(_REGISTRY))}; build it yourself and pass it: "
+            "load(path, network=…), of a bridge forward=…, backward=…, or register its class with register_network"
         )
     network, kind = _REGISTRY[name]
     expected = {field.name for field in dataclasses.fields(kind)}
@@ -69,6 +69,14 @@ def network_from_config(config: Mapping[str, Any]) -> nn.Module:
             "check the spelling, or update carom if a checkpoint says so"
         )
     return getattr(network, "from_config", network)(kind(**fields))
+
+
+def network_of_weights(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> nn.Module:
+    """The network of a configuration in the precision of its weights, which it does not yet hold."""
+    network = network_from_config(config)
+    # of weights, not of buffers, which may be kept in another precision
+    dtypes = [weights[k].dtype for k, p in network.named_parameters() if k in weights and p.is_floating_point()]
+    return network.to(dtypes[0]) if dtypes else network
 
 
 def answer(output: Any) -> Tensor:

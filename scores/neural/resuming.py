@@ -44,12 +44,7 @@ def resume(
     theirs = _fixed({k: v for k, v in file.header.items() if k != "training"})
     if not ("data" in ours and "data" in theirs):  # not everybody says how the data were stored
         ours.pop("data", None), theirs.pop("data", None)
-    differences = _differences(theirs, ours) + _differences(state["settings"], json.loads(json.dumps(settings)))
-    if differences:
-        raise OtherTraining(
-            f"resume: {str(path)!r} belongs to another training: {'; '.join(differences)}; pass the settings it was started "
-            "with, or resume=False to start anew"
-        )
+    check_same(path, (theirs, ours), (state["settings"], json.loads(json.dumps(settings))))
     files.check_fit(model.network, file.part("network"), "weights")
     if file.header["ema"]:
         files.check_fit(model.network, file.part("ema"), "averaged weights")
@@ -106,6 +101,16 @@ def describe(value: Any) -> Any:
     return getattr(value, "__qualname__", type(value).__qualname__)
 
 
-def _differences(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
-    keys = sorted(theirs.keys() | ours.keys())
-    return [f"{k} is {theirs.get(k)!r} there and {ours.get(k)!r} here" for k in keys if theirs.get(k) != ours.get(k)]
+def check_same(path: str | os.PathLike[str], *pairs: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    """Refuse a file unless of each pair what it says, and what this training would say, are the same."""
+    differences = [
+        f"{k} is {theirs.get(k)!r} there and {ours.get(k)!r} here"
+        for theirs, ours in pairs
+        for k in sorted(theirs.keys() | ours.keys())
+        if theirs.get(k) != ours.get(k)
+    ]
+    if differences:
+        raise OtherTraining(
+            f"resume: {str(path)!r} belongs to another training: {'; '.join(differences)}; pass the settings it was started "
+            "with, or resume=False to start anew"
+        )

@@ -36,13 +36,22 @@ def interruptions() -> Iterator[Callable[[], bool]]:
 
 
 class Bar:
-    """A progress bar over steps, or over seconds where only these are limited."""
+    """A progress bar over steps, or over seconds where only these are limited; with the loss, each being worth 1 − ``memory`` of it."""
 
-    def __init__(self, steps: int | None, seconds: float | None, done: int, progress: bool):
-        self.by_step = steps is not None
+    def __init__(
+        self,
+        steps: int | None,
+        seconds: float | None,
+        done: int,
+        progress: bool,
+        *,
+        step: str = "step",
+        memory: float = 0.98,
+    ):
+        self.by_step, self.step, self.memory = steps is not None, step, memory
         self.mean: float | None = None
         layout = "{l_bar}{bar}| {n:.0f}/{total:.0f} {unit} [{elapsed}<{remaining}{postfix}]"
-        total, unit = (steps, "steps") if self.by_step else (seconds, "s")
+        total, unit = (steps, f"{step}s") if self.by_step else (seconds, "s")
         # tqdm forgets a total that has been passed
         start = 0 if steps is None else min(done, steps)
         self.bar = tqdm(total=total, initial=start, unit=unit, disable=not progress, bar_format=layout)
@@ -55,18 +64,18 @@ class Bar:
         self.bar.close()
 
     def show(self, done: int, spent: float, loss: float) -> None:
-        self.mean = loss if self.mean is None else 0.98 * self.mean + 0.02 * loss
-        self.bar.set_postfix_str(f"loss {self.mean:.4f}, step {done}", refresh=False)
+        self.mean = loss if self.mean is None else self.memory * self.mean + (1 - self.memory) * loss
+        self.bar.set_postfix_str(f"loss {self.mean:.4f}, {self.step} {done}", refresh=False)
         self.bar.update((done if self.by_step else min(spent, self.bar.total)) - self.bar.n)
 
 
-def say_interrupted(done: int, place: str | None) -> None:
+def say_interrupted(done: int, place: str | None, step: str = "step", call: str = "train") -> None:
     saved = (
-        f"saved to {place}; go on with train(…, checkpoint={place!r}, resume=True)"
+        f"saved to {place}; go on with {call}(…, checkpoint={place!r}, resume=True)"
         if place
         else "not saved: no checkpoint"
     )
-    print(f"training interrupted after step {done}, {saved}", file=sys.stderr)
+    print(f"training interrupted after {step} {done}, {saved}", file=sys.stderr)
 
 
 def explain(loss: float, norm: float, step: int, path: str | os.PathLike[str] | None) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ...domains.tensors import check_event, per_batch
 from ...processes import Diffusion, process_from_config
 from . import checkpoint
-from .networks import answer, network_from_config, network_to_config
+from .networks import answer, network_of_weights, network_to_config
 from .preconditioning import Preconditioning
 from .preconditioning_registry import default_preconditioning, preconditioning_from_config
 from .stored import Stored
@@ -113,19 +113,11 @@ class Trainable(nn.Module, ABC):
         self.ema = copy.deepcopy(self.network).requires_grad_(False)
         return self.ema
 
-    @torch.no_grad()
     def update_ema(self, decay: float | Tensor) -> None:
         """ema ← decay·ema + (1 − decay)·network; buffers are copied. A decay in a 0-d tensor is not read: no host sync."""
         if self.ema is None:
             raise RuntimeError("update_ema: there is no moving average yet; call track_ema() first")
-        means: list[Tensor] = list(self.ema.parameters())
-        values: list[Tensor] = list(self.network.parameters())
-        if means:
-            steps = torch._foreach_sub(values, means)
-            torch._foreach_mul_(steps, 1 - decay)
-            torch._foreach_add_(means, list(steps))
-        for mean, value in zip(self.ema.buffers(), self.network.buffers(), strict=True):
-            mean.copy_(value)
+        move_average(self.ema, self.network, decay)
 
     @contextmanager
     def ema_weights(self, use: bool = True) -> Iterator[Self]:
@@ -172,10 +164,7 @@ class Trainable(nn.Module, ABC):
         file = checkpoint.read(path, kind=cls.kind)
         weights, average = file.part("network"), file.part("ema")
         if network is None:
-            network = network_from_config(file.header["network"])
-            # of weights, not of buffers, which may be kept in another precision
-            dtypes = [weights[k].dtype for k, p in network.named_parameters() if k in weights and p.is_floating_point()]
-            network = network.to(dtypes[0]) if dtypes else network
+            network = network_of_weights(file.header["network"], weights)
         elif type(network).__name__ != file.header["network"].get("type"):
             raise ValueError(
                 f"network: got {type(network).__name__}, but {str(path)!r} holds the weights of "
@@ -198,6 +187,24 @@ class Trainable(nn.Module, ABC):
         if file.header["ema"]:
             self.track_ema().load_state_dict(file.part("ema"))
             self.use_ema = True
+
+
+@torch.no_grad()
+def move_average(average: nn.Module, network: nn.Module, decay: float | Tensor) -> None:
+    """average ← decay·average + (1 − decay)·network; buffers are copied."""
+    means: list[Tensor] = list(average.parameters())
+    values: list[Tensor] = list(network.parameters())
+    if means:
+        steps = torch._foreach_sub(values, means)
+        torch._foreach_mul_(steps, 1 - decay)
+        torch._foreach_add_(means, list(steps))
+    for mean, value in zip(average.buffers(), network.buffers(), strict=True):
+        mean.copy_(value)
+
+
+def rising(decay: float) -> Callable[[int], float]:
+    """The decay of a moving average at each step: (1 + k)/(10 + k) until it is reached, for an average that begins at a guess."""
+    return lambda step: min(decay, (1 + step) / (10 + step))
 
 
 def flatten(value: Any, batch: torch.Size) -> Any:

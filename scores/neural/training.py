@@ -26,7 +26,7 @@ from .loop import Every, Loop
 from .metrics import Curve, Metrics
 from .objectives import Objective
 from .terminal import Bar, interruptions, say_interrupted
-from .trainable import Trainable
+from .trainable import Trainable, rising
 from .updates import LearningRate, Updates
 from .workers import caller, find_workers, precision_of
 
@@ -147,7 +147,7 @@ def train(
     batches = Batches(data, score.process.domain, batch_size, workers.pieces(microbatches), seed)
     if isinstance(data, DomainDataset):
         score.stored = data.stored
-    rate, decay = _warmed(lr, warmup), _rising(ema)
+    rate, decay = _warmed(lr, warmup), None if ema is None else rising(ema)
     updates = Updates(score, objective, rate, decay, weight_decay, clip, workers)
     settings: dict[str, Any] = {
         "samples": batches.count,
@@ -206,10 +206,6 @@ def train(
 def _warmed(lr: LearningRate, warmup: int) -> Callable[[int], float]:
     rate = lr if callable(lr) else (lambda step: lr)
     return lambda step: rate(step) * min(1.0, (step + 1) / (warmup + 1))
-
-
-def _rising(ema: float | None) -> Callable[[int], float] | None:
-    return None if ema is None else (lambda step: min(ema, (1 + step) / (10 + step)))
 
 
 def _check_counts(**values: int | None) -> None:
