@@ -175,7 +175,7 @@ def test_a_vanishing_rate_is_brownian_motion() -> None:
 @pytest.mark.parametrize("sigma", [1e-8, 1e-4, 1e-2])
 def test_the_divergence_keeps_its_digits_as_sigma_vanishes(sigma: float) -> None:
     """From N(0, 1) to itself v = σ², κ = 1 − v/2 + v²/8 − … and KL = ½[ln v − ln(1 − κ²) − 1 + 2(1 − κ)/v] = v/8 + O(v²), to rounding of
-    ln v; the cost 2(1 − κ) + v is of order v, and as a difference of numbers of order one would have no digit of it left."""
+    ln v; the cost 2(1 − κ) is of order v, and as a difference of numbers of order one would have no digit of it left."""
     b = bridge.gaussian((0.0, 1.0), (0.0, 1.0), sigma)
     assert b.kl == pytest.approx(sigma**2 / 8, abs=1e-14 + sigma**4)
     # in several dimensions, where the cost is a distance of roots, by commuting matrices
@@ -459,6 +459,17 @@ def test_the_coupling_has_the_ends(line: Any) -> None:
     coupling = line.log_coupling().exp()
     torch.testing.assert_close(coupling.sum(0), line.end.masses, rtol=0, atol=1e-12)
     torch.testing.assert_close(coupling.sum(1), line.start.masses, rtol=0, atol=1e-12)
+
+
+def test_errors_are_total_variations_of_the_start() -> None:
+    """Of the coupling that is handed out, whose end is exact however early one stops."""
+    x, y = (Weighted.of(torch.rand(n, 1, dtype=torch.float64), torch.rand(n, dtype=torch.float64)) for n in (6, 9))
+    for tolerance in (0.5, 1e-2, 1e-4):
+        b = sinkhorn(Hypercube((1,)), x, y, 0.2, tolerance=tolerance)
+        coupling = b.log_coupling().exp()
+        torch.testing.assert_close(coupling.sum(0), y.masses, rtol=0, atol=ROUNDING)
+        assert b.errors[-1] == pytest.approx(0.5 * float((coupling.sum(1) - x.masses).abs().sum()), abs=ROUNDING)
+        assert b.errors[-1] <= tolerance and all(error > tolerance for error in b.errors[:-1])
 
 
 def square() -> tuple[Hypercube, Weighted, Weighted]:
