@@ -40,6 +40,7 @@ from carom.solvers import (
     Project,
     solve,
 )
+from carom.solvers.kernels import squared_distances
 from carom.solvers.particles import conjugate_gradients
 from carom.validation import check_domain
 from carom.validation.pictures import particle_paths
@@ -298,6 +299,19 @@ def test_the_condition_reaches_the_score() -> None:
 # ----------------------------------------------------------------------------------------------- kernels, bandwidths
 
 
+@pytest.mark.parametrize("dim", [1, 8, 9, 20])
+def test_squared_distances_are_those_of_differences(dim: int) -> None:
+    """Below and above the dimension at which another route is taken; 1e6 from the origin |x|² − 2x·y + |y|² would have no digit left of
+    distances of 1e-3."""
+    x, y = cloud(5, dim), cloud(7, dim, seed=1)
+    expected = (x[:, None] - y).square().sum(-1)
+    torch.testing.assert_close(squared_distances(x, y), expected, rtol=1e-13, atol=0)
+    near = 1e6 + 1e-3 * x
+    expected = (near[:, None] - near).square().sum(-1)
+    torch.testing.assert_close(squared_distances(near, near), expected, rtol=1e-13, atol=0)
+    assert squared_distances(x, y.flip(0)).shape == (5, 7)
+
+
 def test_bandwidth_rules_are_numpy_s() -> None:
     for n in (4, 6, 7, 40):
         x = cloud(n)
@@ -314,6 +328,9 @@ def test_a_subsample_has_about_the_median_and_is_the_same_each_time() -> None:
     x = cloud(4000)
     rule = MedianBandwidth(subsample=500, seed=1)
     whole = float(MedianBandwidth(subsample=4000).of(x))
+    # as many as asked for are all of them; by default they are 1000
+    assert float(MedianBandwidth(subsample=500).of(x[:500])) == float(MedianBandwidth().of(x[:500]))
+    assert float(MedianBandwidth().of(x)) == float(MedianBandwidth(subsample=1000).of(x))
     # of 500 particles the relative standard error of a median distance is about 1/√500 = 4%
     assert float(rule.of(x)) == pytest.approx(whole, rel=0.15)
     assert float(rule.of(x)) == float(rule.of(x)) != float(MedianBandwidth(subsample=500, seed=2).of(x))
