@@ -151,7 +151,7 @@ class GaussianBridge:
     def equation(self, *, backward: bool = False) -> SDE:
         """The SDE of one direction: solve it on times from 0 to 1, or from 1 to 0 where ``backward``."""
         drift = self.backward if backward else self.forward
-        return SDE(drift, self.reference.sigma, Euclidean((len(self.start.mean),)))
+        return SDE(drift, self.reference.sigma, Euclidean((len(self.start.mean),)), direction=-1 if backward else 1)
 
     def _about(self, law: Normal) -> Normal:
         return law._replace(mean=law.mean - self.reference.centre)

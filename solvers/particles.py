@@ -57,6 +57,7 @@ class ParticleFlow(ODE):
     Raises ``TypeError``/``ValueError`` for input that does not fit, and for kernels that measure straight distances on a torus.
     """
 
+    direction = 1
     usual_wall = Reflect()
     #: whether sums over pairs run in float64 whatever the state's dtype
     in_double = False

@@ -135,7 +135,8 @@ class GridBridge:
 
     def equation(self, *, backward: bool = False) -> SDE:
         """The SDE of one direction on the domain: solve it on times that rise from 0, or fall from 1 where ``backward``."""
-        return SDE(self.backward if backward else self.forward, self.sigma, self.domain)
+        drift = self.backward if backward else self.forward
+        return SDE(drift, self.sigma, self.domain, direction=-1 if backward else 1)
 
     def _factor(self, x: Tensor, t: float | Tensor, backward: bool) -> tuple[Tensor, Tensor]:
         """log and ∇ log of φ̂_t where ``backward``, else of φ_t, in float64 and in blocks of x."""

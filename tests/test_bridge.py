@@ -669,6 +669,15 @@ def test_other_arguments_of_gaussian_bridges_are_refused() -> None:
         bridge.mean_matching(b, 1, 1, matching="median")
 
 
+@pytest.mark.parametrize("backward", [False, True])
+def test_each_direction_of_a_bridge_runs_its_own_way_only(backward: bool) -> None:
+    x, times = torch.rand(3, 1), [0.1, 0.9] if backward else [0.9, 0.1]
+    points = Weighted.of(torch.rand(3, 1))
+    for made in (bridge.gaussian(START, END, 1.0), sinkhorn(Hypercube((1,)), points, points, 1.0)):
+        with pytest.raises(ValueError, match="runs the other way"):
+            solve(made.equation(backward=backward), x, times, EulerMaruyama())
+
+
 def test_arguments_of_grids_are_refused() -> None:
     x = Weighted.of(torch.rand(3, 1))
     with pytest.raises(ValueError, match="masses: got shape"):

@@ -290,6 +290,12 @@ def test_gradients_flow_through_a_run() -> None:
     assert torch.autograd.gradcheck(cost, (x.clone().requires_grad_(),), atol=1e-6)
 
 
+def test_particles_move_as_time_rises_only() -> None:
+    """Run backwards the flow would drive them away from the target."""
+    with pytest.raises(ValueError, match="SVGD runs the other way"):
+        solve(SVGD(standard, LINE, 2), torch.zeros(1, 2, 1), [1.0, 0.0], Euler())
+
+
 def test_the_condition_reaches_the_score() -> None:
     equation = SVGD(lambda x, centre=0.0: centre - x, LINE, 1)
     x = solve(equation, torch.zeros(1, 1, 1), torch.linspace(0, 20, 101), Euler(), condition={"centre": 2.0}).x
@@ -494,7 +500,11 @@ def test_kernel_values_of_the_wrong_shape_are_refused() -> None:
 
 
 def test_the_picture_of_particles_is_written(tmp_path: Path) -> None:
-    assert particle_paths(torch.randn(3, 5, 2), tmp_path / "p.png", title="SVGD").stat().st_size > 1000
+    plain = particle_paths(torch.randn(3, 5, 2), tmp_path / "p.png", title="SVGD").stat().st_size
+    behind = particle_paths(
+        torch.randn(3, 5, 2), tmp_path / "q.png", title="SVGD", log_prob=lambda x: -x.square().sum(-1)
+    )
+    assert 1000 < plain < behind.stat().st_size
     with pytest.raises(ValueError, match="particles of a plane"):
         particle_paths(torch.randn(3, 5, 3), tmp_path / "p.png")
 

@@ -307,7 +307,7 @@ class DiffusionSchroedingerBridge:
             value = rates(x.reshape(-1, *self.domain.event_shape), step).reshape(x.shape)
             return -value if backward else value
 
-        return SDE(drift, self.sigma, self.domain)
+        return SDE(drift, self.sigma, self.domain, direction=-1 if backward else 1)
 
     @torch.no_grad()
     def sample(
