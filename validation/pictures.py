@@ -145,7 +145,7 @@ def particle_paths(
     axes = figure.add_subplot()
     axes.plot(*states.unbind(-1), color="0.75", linewidth=0.5)
     if log_prob is not None:
-        sides = [torch.linspace(*axes.get_xlim(), 161), torch.linspace(*axes.get_ylim(), 161)]
+        sides = [torch.linspace(low, high, 161) for low, high in (axes.get_xlim(), axes.get_ylim())]
         grid = torch.meshgrid(*sides, indexing="xy")
         with torch.no_grad():
             density = log_prob(torch.stack(grid, -1))
