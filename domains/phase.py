@@ -61,6 +61,10 @@ class Phase(Domain):
     def join(self, x: Tensor, v: Tensor) -> Tensor:
         return join_phase(x, v, len(self.base.event_shape))
 
+    def difference(self, x: Tensor, y: Tensor) -> Tensor:
+        (a, v), (b, w) = self.split(x), self.split(y)
+        return self.join(self.base.difference(a, b), v - w)
+
     def contains(self, x: Tensor, atol: float = 0.0) -> Tensor:
         position, velocity = self.split(x)
         # a velocity that is NaN is outside, as a position is
@@ -83,6 +87,10 @@ class Phase(Domain):
 
     def boundary_distance(self, x: Tensor) -> Tensor:
         return self.base.boundary_distance(self.split(x)[0])
+
+    def inward_normal(self, x: Tensor) -> Tensor:
+        position, velocity = self.split(x)
+        return self.join(self.base.inward_normal(position), torch.zeros_like(velocity))
 
 
 class FoldedPhase(Phase, FoldedDomain):

@@ -12,6 +12,7 @@ from .ensemble import Ensemble
 from .euclidean import Euclidean
 from .hypercube import Hypercube
 from .orthant import Orthant
+from .phase import Phase, phase_space
 from .polytope import Polytope
 from .product import Product
 from .regular_simplex import RegularSimplex
@@ -20,7 +21,7 @@ from .torus import Torus
 
 DOMAINS: dict[str, type[Domain]] = {
     c.__name__: c
-    for c in (Euclidean, Hypercube, Orthant, Torus, Simplex, RegularSimplex, Ball, Polytope, Product, Ensemble)
+    for c in (Euclidean, Hypercube, Orthant, Torus, Simplex, RegularSimplex, Ball, Polytope, Product, Ensemble, Phase)
 }
 
 
@@ -44,4 +45,6 @@ def domain_from_config(config: Mapping[str, Any]) -> Domain:
         return Product(*(domain_from_config(part) for part in config["domains"]))
     if config.get("type") == "Ensemble" and isinstance(config.get("domain"), Mapping):
         return from_config({**config, "domain": domain_from_config(config["domain"])}, DOMAINS, "domain")
+    if config.get("type") == "Phase" and isinstance(config.get("domain"), Mapping):
+        return phase_space(domain_from_config(config["domain"]))
     return from_config(config, DOMAINS, "domain")

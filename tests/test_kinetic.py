@@ -14,6 +14,7 @@ from torch import Tensor
 from carom.domains import (
     Ball,
     Domain,
+    Ensemble,
     Euclidean,
     FoldedDomain,
     Hypercube,
@@ -27,7 +28,7 @@ from carom.domains import (
 from carom.domains.phase import FoldedPhase, Phase, join_phase, phase_space, split_phase
 from carom.processes import Kinetic
 from carom.solvers import BAOAB, OBABO, Cover, EulerMaruyama, Reflect, SampleNoise, Solver, WhiteNoise, bind, solve
-from carom.validation import convergence_order, propagate_moments
+from carom.validation import check_domain, convergence_order, propagate_moments
 
 F64 = torch.float64
 LINE = Euclidean((1,))
@@ -236,6 +237,18 @@ def test_a_billiard_keeps_its_speed_and_flies_back(domain: Domain) -> None:
         folded, back = space.fold(join_phase(x + h * v, v, ndim))
         torch.testing.assert_close(folded, out, rtol=0, atol=1e-14)
         torch.testing.assert_close(split_phase(back(folded), ndim)[1], v, rtol=0, atol=1e-14)
+
+
+# polyhedra go the way of balls, but forward mode takes seconds over the hundred bounces that some laws ask for
+FEW_BOUNCES = [d for d in DOMAINS if d is not POLYGON and repr(d) != "RegularSimplex(4)"]
+
+
+@pytest.mark.parametrize("domain", [Euclidean((2,)), *FEW_BOUNCES, Ensemble(Hypercube((1,)), 3)], ids=repr)
+def test_phase_spaces_obey_the_laws_of_domains(domain: Domain) -> None:
+    """All but the two that speak of paths: a velocity that is mirrored is no path, and is not counted in its length."""
+    report = check_domain(phase_space(domain), raises=False)
+    of_paths = {"reflect never lengthens a path", "a straight hit bounces straight back"}
+    assert {law.name for law in report.failures} <= of_paths, str(report)
 
 
 def test_a_wall_turns_the_velocity_that_meets_it() -> None:
