@@ -32,4 +32,6 @@ times = torch.cat([quadratic(process, 10), torch.zeros(1, dtype=torch.float64)])
 for name, solver in (("DDPM", Ancestral()), ("Γ", AnalyticDPM(statistics)), ("by state", AnalyticDPM(variance))):
     x = solve(process.reverse(score), start, times, solver, noise=WhiteNoise(2)).x
     apart = float((x.sort(0).values - data.sort(0).values).abs().mean())
-    print(f"{name:8} at 10 levels: spread {float(x.std()):.3f} (data {float(data.std()):.3f}), Wasserstein-1 {apart:.3f}")
+    print(
+        f"{name:8} at 10 levels: spread {float(x.std()):.3f} (data {float(data.std()):.3f}), Wasserstein-1 {apart:.3f}"
+    )
