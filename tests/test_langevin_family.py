@@ -374,6 +374,16 @@ def test_a_chain_is_the_same_alone_and_in_a_batch_and_stays_inside(domain, dtype
         assert torch.equal(alone.stats["acceptance"][0], run.stats["acceptance"][i])
 
 
+def test_chains_put_where_there_is_no_density_walk_until_they_find_some_and_stay() -> None:
+    """Half of the starts lie at density 0 with a flat score; by T = 8 a Brownian path from −.5 has met 0 but for erf(.5/√32) = 10 %."""
+    log_prob = lambda x: torch.where(x[..., 0] > 0, -0.5 * x[..., 0] ** 2, -math.inf)
+    start = torch.linspace(-0.5, 0.5, 200, dtype=F64)[:, None]
+    run = solve(Langevin.of_log_prob(log_prob, LINE), start, steps(8, 160), MALA(), noise=WhiteNoise(0), save="all")
+    inside = run.trajectory[..., 0] > 0
+    assert bool(run.ok.all()) and not bool((inside[:-1] & ~inside[1:]).any())
+    assert float(inside[-1, :100].double().mean()) > 0.8
+
+
 def test_where_the_density_is_zero_nothing_is_taken_and_nan_ends_a_chain() -> None:
     log_prob = lambda x: torch.where(x[..., 0] > 0, -x[..., 0], -math.inf)
     score = lambda x: torch.where(x > 0, -1.0, torch.nan).to(x)
