@@ -473,6 +473,7 @@ def test_the_coupling_has_the_ends(line: Any) -> None:
 def test_errors_are_total_variations_of_the_start() -> None:
     """Of the coupling that is handed out, whose end is exact however early one stops."""
     x, y = (Weighted.of(torch.rand(n, 1, dtype=torch.float64), torch.rand(n, dtype=torch.float64)) for n in (6, 9))
+    assert sinkhorn(Hypercube((1,)), x, y, 0.2).errors[-1] <= 1e-9
     for tolerance in (0.5, 1e-2, 1e-4):
         b = sinkhorn(Hypercube((1,)), x, y, 0.2, tolerance=tolerance)
         coupling = b.log_coupling().exp()
@@ -703,7 +704,9 @@ def test_arguments_of_grids_are_refused() -> None:
         sinkhorn(Polytope([[1.0], [-1.0]], [1.0, 1.0]), x, x, 1.0)
     with pytest.raises(TypeError, match=r"end: got Tensor, expected points with masses; make them by Weighted\.of"):
         sinkhorn(Hypercube((1,)), x, x.points, 1.0)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="sigma: got -1"):
+    with pytest.raises(ValueError, match="sigma: got 0, expected a finite number"):
+        sinkhorn(Hypercube((1,)), x, x, 0.0)
+    with pytest.raises(ValueError, match="sigma: got -1, expected a finite number"):
         sinkhorn(Hypercube((1,)), x, x, -1.0)
     with pytest.raises(ValueError, match=r"sigma: got 0.01, expected at least 0.05, below which .* take a larger one"):
         disk = Weighted.of(torch.zeros(1, 2))

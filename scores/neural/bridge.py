@@ -41,6 +41,7 @@ from ...processes import SDE
 from ...processes.equations import check_field
 from ...solvers import ReflectedEulerMaruyama, Solution, WhiteNoise, solve
 from ...solvers.checks import check_times
+from .batches import mix
 from .regressors import Paths, Regressor, check_counts
 
 Draw = Callable[[int, torch.Generator], Tensor]
@@ -134,15 +135,18 @@ class DiffusionSchroedingerBridge:
                 as ``domain.uniform()``), or a callable (count, generator) → states.
             halves: how many half iterations.
             paths: how many are simulated and cached at a time.
+            seed: of all draws; fits of one seed that go on from one another are the fit of all their halves.
             log: called as ``log(half, residual)`` after each.
         """
         check_counts(halves=halves, paths=paths)
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator()
         laws = {False: _drawing(start, "start", self.domain), True: _drawing(end, "end", self.domain)}
         losses = []
         for _ in range(halves):
             backward = self.halves % 2 == 0
             regressor = self.regressors[backward]
+            # each half iteration has a seed of its own, so that those that are gone on with are the same as in one run
+            generator.manual_seed(mix(seed, "half", self.halves))
 
             def draw(backward: bool = backward) -> Paths:
                 # the direction that is fitted is the reversal of the paths of the other
