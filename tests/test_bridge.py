@@ -86,6 +86,12 @@ def test_the_coupling_is_the_reference_times_functions_of_the_ends(b: bridge.Gau
     torch.testing.assert_close(joint.mean, torch.cat([b.start.mean, b.end.mean]))
     kappa = b.correlations
     assert bool(((kappa >= 0) & (kappa < 1)).all())
+    # E|X₁ − cX₀|² is the second moment of a linear function of both
+    for c in (1.0, a):
+        row = torch.cat([-c * torch.eye(d).double(), torch.eye(d).double()], 1)
+        moment = (row @ joint.covariance @ row.T).trace() + (row @ joint.mean).square().sum()
+        # both are small differences of numbers of order 10 c²
+        assert b.coupling.cost(c) == pytest.approx(float(moment), rel=1e-9, abs=ROUNDING * (1 + c**2))
     # the canonical correlations are those of the joint law
     whitened = torch.linalg.solve(root(b.start.covariance), b.coupling.cross)
     whitened = torch.linalg.solve(root(b.end.covariance), whitened.T)
@@ -254,6 +260,9 @@ def test_laws_are_read_without_their_gradients() -> None:
     mean = torch.zeros(2, requires_grad=True)
     b = bridge.gaussian((mean, torch.eye(2)), (mean + 1, torch.eye(2)))
     assert not b.coupling.joint().mean.requires_grad
+    # a covariance that is symmetric but for rounding is made so
+    rounded = torch.eye(2, dtype=torch.float64) + torch.tensor([[0.0, 1e-16], [0.0, 0.0]])
+    assert torch.equal(bridge.gaussian((mean, rounded), (mean, rounded)).start.covariance[0, 1], rounded[0, 1] / 2)
     # a root takes eigenvalues that rounding has put below 0
     torch.testing.assert_close(root(torch.ones(3, 3).double()), torch.full((3, 3), 3**-0.5).double())
 
@@ -464,6 +473,7 @@ def test_the_coupling_has_the_ends(line: Any) -> None:
 def test_errors_are_total_variations_of_the_start() -> None:
     """Of the coupling that is handed out, whose end is exact however early one stops."""
     x, y = (Weighted.of(torch.rand(n, 1, dtype=torch.float64), torch.rand(n, dtype=torch.float64)) for n in (6, 9))
+    assert sinkhorn(Hypercube((1,)), x, y, 0.2).errors[-1] <= 1e-9
     for tolerance in (0.5, 1e-2, 1e-4):
         b = sinkhorn(Hypercube((1,)), x, y, 0.2, tolerance=tolerance)
         coupling = b.log_coupling().exp()
@@ -627,6 +637,7 @@ def test_small_noise_does_not_underflow() -> None:
         (([0.0, 0.0], [[1.0, 0.5], [0.0, 1.0]]), END, "symmetric"),
         (([0.0, 0.0], [[1.0, 0.0], [0.0, 1.0]]), END, "expected the 2 of start"),
         (([0.0, 0.0], [[1.0, 1e-6], [0.0, 1.0]]), END, "symmetric"),
+        (([0.0, 0.0], [[1.0, 2.0], [2.0, 1.0]]), END, "positive definite"),
         (([0.0, 0.0], [[1.0, 1.0], [1.0, 1.0]]), END, "positive definite"),
         (([], torch.zeros(0, 0)), END, r"expected \[d\] and \[d, d\]"),
         ((torch.zeros(2, 1), torch.eye(2)), END, r"got a mean of shape \(2, 1\)"),
@@ -702,7 +713,9 @@ def test_arguments_of_grids_are_refused() -> None:
         sinkhorn(Polytope([[1.0], [-1.0]], [1.0, 1.0]), x, x, 1.0)
     with pytest.raises(TypeError, match=r"end: got Tensor, expected points with masses; make them by Weighted\.of"):
         sinkhorn(Hypercube((1,)), x, x.points, 1.0)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="sigma: got -1"):
+    with pytest.raises(ValueError, match="sigma: got 0, expected a finite number"):
+        sinkhorn(Hypercube((1,)), x, x, 0.0)
+    with pytest.raises(ValueError, match="sigma: got -1, expected a finite number"):
         sinkhorn(Hypercube((1,)), x, x, -1.0)
     with pytest.raises(ValueError, match=r"sigma: got 0.01, expected at least 0.05, below which .* take a larger one"):
         disk = Weighted.of(torch.zeros(1, 2))
