@@ -73,8 +73,8 @@ class MALA(Solver):
         score, log_prob = equation.field(y, record.t), _log_prob(equation, y)
         returning = (x - u - h * back(score)) / spread
         ratio = log_prob - chain.log_prob + 0.5 * (event_sum(z * z, ndim) - event_sum(returning * returning, ndim))
-        # where p is 0 its score may be anything
-        ratio = torch.where(log_prob == -math.inf, log_prob, ratio)
+        # where p is 0 its score may be anything, but not where the chain is
+        ratio = torch.where((log_prob == -math.inf) & ~event_sum(u, ndim).isnan(), log_prob, ratio)
         # ln U of a uniform U made of one coordinate of the second normal
         taken = (torch.special.log_ndtr(uniform) < ratio) & inside
         wide = expand_right(taken, ndim)
