@@ -16,6 +16,7 @@ from carom.solvers import (
     MALA,
     EulerMaruyama,
     Milstein,
+    Reflect,
     SampleNoise,
     SolveError,
     Solver,
@@ -408,6 +409,23 @@ def test_where_the_density_is_zero_nothing_is_taken_and_nan_ends_a_chain() -> No
     assert lost.status.tolist() == [Status.NON_FINITE] * 2
     led = Langevin(lambda x: torch.where(x > 0, -1.0, 1.0).to(x), LINE, log_prob)
     assert float(solve(led, outside, steps(10, 40), MALA(), noise=WhiteNoise(0)).x.min()) > 0
+
+
+@pytest.mark.parametrize("domain", [PLANE, Hypercube((2,)), Ball(2)], ids=lambda d: type(d).__name__)
+def test_what_a_chain_remembers_is_what_it_would_compute_anew(domain) -> None:
+    """Thirty steps, many of them refused, are those of a rule that forgets; what counts as taken is what moved."""
+    equation = Langevin.of_log_prob(lambda x: torch.cos(7 * x).sum(-1) - x.square().sum(-1), domain)
+    x = torch.tensor([[0.2, 0.6], [0.5, 0.1], [0.3, 0.3]], dtype=F64)
+    run = solve(equation, x, steps(3, 30), MALA(), noise=WhiteNoise(5), save="all")
+    share = (run.trajectory.diff(dim=0) != 0).any(-1).double().mean(0)
+    assert float(share.min()) > 0 and float(share.max()) < 0.9
+    torch.testing.assert_close(run.stats["acceptance"], share, rtol=0, atol=1e-15)
+    draw, bound = WhiteNoise(5).open(x), equation.bound(Reflect())
+    for record in bind(MALA().plan(bound, steps(3, 30)), x):
+        noise = [draw(float(record.t), float(record.s), stream) for stream in range(2)]
+        x = MALA().step(bound, x, record, (), noise)[0]
+    # where it does not fold the wall leaves x + (y − x) for y, so that the two differ by rounding
+    torch.testing.assert_close(x, run.x, rtol=0, atol=1e-12)
 
 
 def test_a_chain_that_takes_nothing_says_so() -> None:
