@@ -122,6 +122,7 @@ class PhaseGaussian(Distribution):
     def _units(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """The unit normals that lead to u."""
         xx, vx, vv = self._root
+        check_event(u, self.event_shape, "u")
         x, v = split_phase(u - self.loc, self.ndim)
         first = x / xx
         return first, (v - vx * first) / vv
@@ -197,6 +198,8 @@ class CriticallyDamped:
         ``t`` > 0 is a number, broadcasts over the batch, or is in broadcast form ``[*batch, 1, …, 1]``.
         """
         check_event(x0, self.data.event_shape, "x0")
+        if v0 is not None and v0.shape != x0.shape:
+            raise ValueError(f"v0: got shape {tuple(v0.shape)}, expected that of x0, {tuple(x0.shape)}")
         ndim = len(self.data.event_shape)
         t = per_batch(torch.as_tensor(t, dtype=torch.float64), x0.double(), ndim, "t")
         check_positive(t, "t")

@@ -34,6 +34,22 @@ def _check_score(score: object) -> None:
         )
 
 
+def _check_constant(metric_inverse: Tensor, domain: Domain) -> None:
+    """Refuse a constant D that is no scalar, diagonal or matrix for this domain, or not positive definite."""
+    value, event = metric_inverse.detach().double(), tuple(domain.event_shape)
+    if len(event) == 1 and value.dim() == 2:
+        fits = value.shape == (*event, *event)
+        positive = fits and bool((value == value.mT).all()) and bool((torch.linalg.cholesky_ex(value)[1] == 0).all())
+    else:
+        fits = torch.broadcast_shapes(value.shape, event) == event if value.dim() <= len(event) else False
+        positive = bool((value > 0).all())
+    if not (fits and positive):
+        raise ValueError(
+            f"metric_inverse: got a constant of shape {tuple(value.shape)} for states [*batch, {', '.join(map(str, event))}], expected a "
+            "positive number, a positive diagonal, or for 1-d events a symmetric positive definite matrix"
+        )
+
+
 class Langevin(SDE):
     r"""Overdamped Langevin dynamics, :math:`dx = g\,dt + \sqrt2\,dW`, with the stationary law p ∝ e^{−U}, g = ∇ log p = −∇U.
 
@@ -61,7 +77,12 @@ class Langevin(SDE):
         def score(x: Tensor, **condition: object) -> Tensor:
             with torch.enable_grad():
                 at = x if x.requires_grad else x.detach().requires_grad_()
-                return torch.autograd.grad(log_prob(at, **condition).sum(), at, create_graph=x.requires_grad)[0]
+                value = log_prob(at, **condition)
+                if not isinstance(value, Tensor) or not value.requires_grad:
+                    raise ValueError(
+                        "log_prob: got a value that x does not enter differentiably, expected log p(x) [*batch]"
+                    )
+                return torch.autograd.grad(value.sum(), at, create_graph=x.requires_grad)[0]
 
         return cls(score, domain, log_prob)
 
@@ -97,6 +118,8 @@ class RiemannianLangevin(SDE):
             raise TypeError(
                 f"metric_inverse: got {type(metric_inverse).__name__}, expected a tensor or a callable D(x) -> scalar, diagonal or matrix"
             )
+        if isinstance(metric_inverse, Tensor):
+            _check_constant(metric_inverse, domain)
         super().__init__(self._metric_drift, self._root, domain)
         self.score, self.metric_inverse, self.divergence = score, metric_inverse, divergence
 
@@ -106,9 +129,14 @@ class RiemannianLangevin(SDE):
         value = as_like(given(x) if callable(given) else given, x)
         shape = (*x.shape, x.shape[-1]) if x.dim() else ()
         constant = not callable(given) and value.dim() == 2
-        if len(self.domain.event_shape) == 1 and (value.dim() == x.dim() + 1 or constant):
-            return value.expand(shape), True
-        return value.expand(x.shape), False
+        is_matrix = len(self.domain.event_shape) == 1 and (value.dim() == x.dim() + 1 or constant)
+        try:
+            return value.expand(shape if is_matrix else x.shape), is_matrix
+        except RuntimeError:
+            raise ValueError(
+                f"metric_inverse: got {tuple(value.shape)} for states {tuple(x.shape)}, expected a shape that broadcasts against them, or "
+                "for 1-d events matrices [*batch, d, d]"
+            ) from None
 
     def metric_divergence(self, x: Tensor) -> Tensor:
         r""":math:`\sum_j ∂_j D_{ij}`, of x's shape."""
@@ -127,7 +155,11 @@ class RiemannianLangevin(SDE):
     def _root(self, x: Tensor, t: Tensor) -> Tensor:
         """√(2D): the Cholesky factor of a matrix, which has the same law as its symmetric root."""
         value, is_matrix = self.metric(x)
-        return torch.linalg.cholesky(2 * value) if is_matrix else (2 * value).sqrt()
+        if not is_matrix:
+            return (2 * value).sqrt()
+        root, failed = torch.linalg.cholesky_ex(2 * value)
+        # a D that is not positive definite ends its own sample, as the root of a negative diagonal does
+        return torch.where(failed[..., None, None] == 0, root, math.nan)
 
 
 class Kinetic(SDE):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..domains.tensors import number
-from .equations import ODE, SDE, Field
+from .equations import ODE, SDE, Field, check_field
 from .matrix_divergence import matrix_divergence
 
 
@@ -57,7 +57,8 @@ class TimeReversal(SDE):
         return ODE(still.drift, self.domain)
 
     def _reversed(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
-        pull = covariance_divergence(self.sde, x, t) + _covariance_times(self.sde, x, t, self.score(x, t, **condition))
+        score = check_field(self.score(x, t, **condition), x)
+        pull = covariance_divergence(self.sde, x, t) + _covariance_times(self.sde, x, t, score)
         return self.sde.drift(x, t) - 0.5 * (1 + self.stochasticity) * pull
 
 

@@ -31,10 +31,13 @@ class VelocityMixtureScore:
         weights: ``[K]``, positive; normalised here.
         means: ``[K, *event]``, or ``[K]`` for d = 1. variances: a number, ``[K]`` (isotropic) or ``[K, d]``, at least 0.
 
-    Callable (u, t) → ``[*batch, *event]``; offers ``log_prob(u, t)`` of the joint law. Batch-invariant to the bit.
+    Callable (u, t) → ``[*batch, *event]``, t a number, ``[*batch]`` or in the broadcast form of velocities or of states; offers
+    ``log_prob(u, t)`` of the joint law. Batch-invariant to the bit.
     """
 
     def __init__(self, process: CriticallyDamped, weights: Array, means: Array, variances: Array):
+        if not isinstance(process, CriticallyDamped):
+            raise TypeError(f"process: got {type(process).__name__}, expected a CriticallyDamped(domain)")
         self.process = process
         event = process.data.event_shape
         dim = math.prod(event)
@@ -42,11 +45,16 @@ class VelocityMixtureScore:
         count = weights.numel()
         if weights.dim() != 1 or not bool((weights > 0).all()):
             raise ValueError(f"weights: got shape {tuple(weights.shape)}, expected [K] of positive numbers")
-        if means.numel() != count * dim:
-            raise ValueError(f"means: got shape {tuple(means.shape)}, expected [{count}, {', '.join(map(str, event))}]")
-        if variances.shape not in ((), (count,), (count, dim)) or not bool((variances >= 0).all()):
+        if means.numel() != count * dim or not bool(means.isfinite().all()):
             raise ValueError(
-                f"variances: got shape {tuple(variances.shape)}, expected a number, [{count}] or [{count}, {dim}], all at least 0"
+                f"means: got shape {tuple(means.shape)}, expected [{count}, {', '.join(map(str, event))}], all finite"
+            )
+        if variances.shape not in ((), (count,), (count, dim)) or not bool(
+            ((variances >= 0) & variances.isfinite()).all()
+        ):
+            raise ValueError(
+                f"variances: got shape {tuple(variances.shape)}, expected a number, [{count}] or [{count}, {dim}], all finite and "
+                "at least 0"
             )
         spread = variances if variances.dim() == 2 else variances.reshape(-1, 1)
         self._constants = OnDevice((weights / weights.sum(), means.reshape(count, dim), spread.expand(count, dim)))
@@ -67,9 +75,9 @@ class VelocityMixtureScore:
         process, ndim = self.process, len(self.process.data.event_shape)
         check_event(u, process.domain.event_shape, "u")
         x, v = process.split(u)
-        time = per_batch(torch.as_tensor(t, dtype=torch.float64, device=u.device), x.double(), ndim, "t")[
-            ..., None, None
-        ]
+        t = torch.as_tensor(t, dtype=torch.float64, device=u.device)
+        of_state = t.dim() == u.dim()
+        time = per_batch(t, (u if of_state else x).double(), ndim + of_state, "t")[..., None, None]
         weights, means, variances = self._constants(u.device)
         kernel = process.kernel(time)
         covariance, determinant = kernel.covariance(variances, process.start * process.mass)

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..domains.tensors import is_int
 from ..processes import CriticallyDamped, Equation, ReverseKinetic
 from ..processes.equations import check_field
 from .solver import Number, Record, Solver
@@ -52,7 +53,7 @@ class SSCS(Solver):
     source = "Dockhorn, Vahdat & Kreis 2022, alg. 1"
 
     def __init__(self, order: int = 1):
-        if order not in (1, 2):
+        if not is_int(order, 1, 2):
             raise ValueError(f"order: got {order!r}, expected 1 or 2")
         self.order = self.weak_order = order
 
@@ -61,6 +62,10 @@ class SSCS(Solver):
         if eta != 1:
             raise ValueError(
                 f"SSCS: got stochasticity {eta:g}, expected 1, the reverse SDE that it splits; use EulerMaruyama()"
+            )
+        if float(times.min()) < 0:
+            raise ValueError(
+                f"SSCS: got times down to {float(times.min()):g}, expected none below 0, where the data are"
             )
         middles = 0.5 * (times[:-1] + times[1:])
         first, second = _halves(process, times[:-1], middles), _halves(process, middles, times[1:])

@@ -73,10 +73,11 @@ class MALA(Solver):
         score, log_prob = equation.field(y, record.t), _log_prob(equation, y)
         returning = (x - u - h * back(score)) / spread
         ratio = log_prob - chain.log_prob + 0.5 * (event_sum(z * z, ndim) - event_sum(returning * returning, ndim))
-        # where p is 0 its score may be anything
-        ratio = torch.where(log_prob == -math.inf, log_prob, ratio)
+        known = ~event_sum(u, ndim).isnan()
+        # where p is 0 its score may be anything, but not where the chain is
+        ratio = torch.where(known & (log_prob == -math.inf), log_prob, ratio)
         # a chain that was put where p is 0 takes every proposal until it has left
-        ratio = torch.where(chain.log_prob == -math.inf, 0.0, ratio)
+        ratio = torch.where(known & (chain.log_prob == -math.inf), 0.0, ratio)
         # ln U of a uniform U made of one coordinate of the second normal
         taken = (torch.special.log_ndtr(uniform) < ratio) & inside
         wide = expand_right(taken, ndim)

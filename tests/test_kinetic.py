@@ -261,13 +261,30 @@ def test_a_wall_turns_the_velocity_that_meets_it() -> None:
     torch.testing.assert_close(disk.reflect(state, move), f64(0.5, 0.0, -2.0, 0.0).reshape(2, 2), rtol=0, atol=1e-14)
 
 
+@pytest.mark.parametrize("domain", [Ball(2), Product(Hypercube((1,)), Ball(2)), POLYGON, Hypercube((2,))], ids=repr)
+def test_a_kick_within_a_move_counts_and_keeps_its_size(domain: Domain) -> None:
+    """Velocities end as v + kick where no wall is met and with |v + kick| elsewhere, also where the kick is not along the path."""
+    x, ndim = inside(domain, 300), len(domain.event_shape)
+    v, kick = (torch.randn(x.shape, dtype=F64, generator=torch.Generator().manual_seed(s)) for s in (1, 2))
+    kick[0] = -v[0]  # brought to rest
+    out = phase_space(domain).reflect(join_phase(x, v, ndim), join_phase(0.7 * v, kick, ndim))
+    y, w = split_phase(out, ndim)
+    free = domain.contains(x + 0.7 * v)
+    assert 20 < int(free.sum()) < 280
+    torch.testing.assert_close(w[free], (v + kick)[free], rtol=0, atol=1e-15)
+    torch.testing.assert_close(norm(w), norm(v + kick), rtol=1e-13, atol=0)
+    torch.testing.assert_close(y, domain.reflect(x, 0.7 * v), rtol=0, atol=1e-14)
+
+
 def test_phase_spaces_are_domains() -> None:
+    assert not phase_space(Ball(2)).is_cone and phase_space(Orthant((2,))).is_cone
     assert repr(phase_space(Ball(2))) == "Phase(Ball(2, radius=1))"
     assert repr(phase_space(LINE)) == "Euclidean((2, 1))"
     space = Phase(Ball(2))
     assert not space.bounded and space.width == math.inf and space.config()["domain"]["type"] == "Ball"
     state = f64(3.0, 4.0, 5.0, 6.0).reshape(2, 2)
     torch.testing.assert_close(space.project(state), f64(0.6, 0.8, 5.0, 6.0).reshape(2, 2), rtol=0, atol=1e-15)
+    assert torch.equal(space.inward_normal(f64(0.5, 0.0, 5.0, 6.0).reshape(2, 2)), f64(-1, 0, 0, 0).reshape(2, 2))
     assert float(space.boundary_distance(state / 10)) == pytest.approx(0.5)
     assert not bool(space.contains(f64(0.0, 0.0, math.nan, 0.0).reshape(2, 2)))
     with pytest.raises(ValueError, match="lie outside Phase"):

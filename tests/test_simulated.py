@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from carom.domains import Euclidean, Hypercube
-from carom.processes import SDE, VE, VP, Diffusion, TimeReversal
+from carom.processes import SDE, VE, VP, Diffusion, Kinetic, Langevin, TimeReversal
 from carom.scores.neural import (
     MLP,
     Cosine,
@@ -24,7 +24,7 @@ from carom.scores.neural import (
     simulate_sde,
     train,
 )
-from carom.solvers import AdaptiveSDE, EulerMaruyama, Heun, Milstein, ReflectedStrang, WhiteNoise, solve
+from carom.solvers import BAOAB, MALA, AdaptiveSDE, EulerMaruyama, Heun, Milstein, ReflectedStrang, WhiteNoise, solve
 from carom.validation import GridLaw
 
 LINE, PLANE, UNIT = Euclidean((1,)), Euclidean((2,)), Hypercube((1,))
@@ -268,6 +268,15 @@ def test_what_cannot_be_simulated_is_refused() -> None:
     for solver in (Heun(), AdaptiveSDE(), "euler"):
         with pytest.raises(TypeError, match="solver: got"):
             SimulatedScoreMatching(sde, solver=solver)
+    # these take an equation of their own, which on a clock it no longer is
+    for equation, rule in (
+        (Kinetic(lambda x: -x, LINE), BAOAB()),
+        (Langevin(lambda x: -x, LINE, lambda x: x[..., 0]), MALA()),
+    ):
+        with pytest.raises(TypeError, match="expected one of fixed steps that takes any SDE"):
+            simulate_sde(equation, torch.zeros(3, *equation.domain.event_shape), 1.0, solver=rule)
+    with pytest.raises(ValueError, match="t: got inf to inf, expected finite times"):
+        simulate_sde(sde, x0, math.inf)
     with pytest.raises(ValueError, match="steps: got 0"):
         simulate_sde(sde, x0, 1.0, steps=0)
     with pytest.raises(ValueError, match="t: got 0"):

@@ -20,7 +20,7 @@ from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from ..domains import Euclidean
-from ..domains.tensors import number
+from ..domains.tensors import is_int, number
 from ..processes import SDE, Equation, TimeReversal
 from ..solvers import EulerMaruyama, Solver
 from .orders import convergence_order, propagate_moments
@@ -109,7 +109,7 @@ def linear_law(
     in x and noise that does not depend on it: m' = Am + k, C' = AC + CAᵀ ± GGᵀ (+ where end > start), by DOP853 to ``tolerance``.
 
     A solver's law is that of :func:`propagate_moments`; this is the one it converges to. Raises ``ValueError`` for a field that is not
-    affine, ``RuntimeError`` where the integrator gives up.
+    affine and for noise that depends on x, ``RuntimeError`` where the integrator gives up.
     """
     event = equation.domain.event_shape
     dim, sign = math.prod(event), math.copysign(1.0, end - start)
@@ -131,7 +131,12 @@ def linear_law(
             raise ValueError(f"linear_law: the field of {type(equation).__name__} is not affine in x at t = {t:g}")
         noise = np.zeros((dim, dim))
         if equation.stochastic:
-            noise = (c * equation.spread(rows[1:-1], at, units)).reshape(dim, dim).numpy()
+            noise, elsewhere = (
+                (c * equation.spread(x, at, units)).reshape(dim, dim).numpy()
+                for x in (rows[:1].expand_as(units), units)
+            )
+            if not np.allclose(noise, elsewhere, rtol=1e-9, atol=1e-9):
+                raise ValueError(f"linear_law: the noise of {type(equation).__name__} depends on x at t = {t:g}")
         return linear.T, out[0], noise.T @ noise
 
     def slope(t: float, flat: np.ndarray) -> np.ndarray:
@@ -193,7 +198,12 @@ def discretisation(
 
 def exponential_rates(values: Sequence[float], at: Sequence[float]) -> Tensor:
     """Successive rates −Δ ln value / Δ at: ``[n − 1]``, float64; values above 0, ``at`` increasing."""
-    if len(values) != len(at) or len(at) < 2 or any(b <= a for a, b in itertools.pairwise(at)) or min(values) <= 0:
+    if (
+        len(values) != len(at)
+        or len(at) < 2
+        or any(b <= a for a, b in itertools.pairwise(at))
+        or not all(v > 0 for v in values)
+    ):
         raise ValueError(
             f"exponential_rates: got {list(values)} at {list(at)}, expected as many positive values as increasing places, two or more"
         )
@@ -253,6 +263,8 @@ class OrnsteinUhlenbeck:
 
     def chain(self, horizon: float, steps: int, solver: Solver | None = None) -> tuple[float, float]:
         """Mean and variance of a solver's output in equal steps, ``EulerMaruyama()`` unless told."""
+        if not is_int(steps, 1):
+            raise ValueError(f"steps: got {steps!r}, expected a whole number of at least 1")
         mean, variance = self.prior(horizon)
         out = propagate_moments(
             TimeReversal(self.equation, self.score),

@@ -54,8 +54,10 @@ def simulate_sde(
     _check(sde, solver, steps)
     sde.domain.check(x0, "x0")
     span = per_batch(t, x0, len(sde.domain.event_shape), "t")
-    if not bool((span > 0).all()):
-        raise ValueError(f"t: got {float(span.min()):g}, expected times above 0, where x0 is")
+    if not bool(((span > 0) & span.isfinite()).all()):
+        raise ValueError(
+            f"t: got {float(span.min()):g} to {float(span.max()):g}, expected finite times above 0, where x0 is"
+        )
     return _run(sde, x0, span, solver, steps, generator)
 
 
@@ -155,7 +157,7 @@ def _check(sde: Any, solver: Any, steps: Any) -> None:
         raise TypeError(
             f"sde: got {type(sde).__name__}, expected a forward SDE(drift, diffusion, domain); a Diffusion has DenoisingScoreMatching"
         )
-    if not isinstance(solver, Solver) or not isinstance(sde, solver.accepts) or solver.adaptive:
-        raise TypeError(f"solver: got {solver!r}, expected one of fixed steps that takes an SDE, e.g. EulerMaruyama()")
+    if not isinstance(solver, Solver) or not issubclass(SDE, solver.accepts) or solver.adaptive:
+        raise TypeError(f"solver: got {solver!r}, expected one of fixed steps that takes any SDE, e.g. EulerMaruyama()")
     if not is_int(steps, 1):
         raise ValueError(f"steps: got {steps!r}, expected a whole number of at least 1")
