@@ -66,6 +66,16 @@ def check_field(value: Any, u: Tensor) -> Tensor:
     return value
 
 
+def check_timeless(score: Any) -> None:
+    """Refuse what is no score(x) of one level: not callable, or a score of a process, which takes a time."""
+    if not callable(score) or getattr(score, "process", None) is not None:
+        what = "" if not callable(score) else ", a function of x and t"
+        raise TypeError(
+            f"score: got {type(score).__name__}{what}, expected a callable score(x) -> tensor of x's shape; fix the level of one that "
+            "takes a time: lambda x: score(x, 0.1)"
+        )
+
+
 class Equation(ABC):
     """dx = [a·x + b·field(x, t)]dt + c dW on ``domain``. Subclasses give ``coefficients`` and ``_field``."""
 
@@ -193,6 +203,9 @@ class SDE(_General):
             raise TypeError(
                 f"diffusion: got {type(diffusion).__name__}, expected a number, a tensor or a callable (x, t)"
             )
+        if self._matrix and diffusion.shape != (*domain.event_shape, *domain.event_shape):  # type: ignore[union-attr]
+            d = domain.event_shape[0]
+            raise ValueError(f"diffusion: got a matrix {tuple(diffusion.shape)}, expected [{d}, {d}] in {domain!r}")  # type: ignore[union-attr]
 
     def spread(self, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         value, is_matrix = self._diffusion_at(x, t)

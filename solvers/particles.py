@@ -35,7 +35,7 @@ from torch import Tensor
 from ..domains import Domain, Ensemble, Euclidean, Product, Torus
 from ..domains.tensors import is_int, number
 from ..processes import ODE
-from ..processes.equations import check_field
+from ..processes.equations import check_field, check_timeless
 from .kernels import RBF, Kernel
 from .walls import Reflect
 
@@ -63,8 +63,7 @@ class ParticleFlow(ODE):
     in_double = False
 
     def __init__(self, score: Target, domain: Domain, count: int, kernel: Kernel | None = None, *, block: int = 2**18):
-        if not callable(score):
-            raise TypeError(f"score: got {type(score).__name__}, expected a callable score(x) -> tensor of x's shape")
+        check_timeless(score)
         kernel = RBF() if kernel is None else kernel
         if not isinstance(kernel, Kernel):
             raise TypeError(f"kernel: got {kernel!r}, expected a Kernel, e.g. RBF(MedianBandwidth())")
