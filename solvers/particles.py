@@ -18,8 +18,8 @@ Sums over pairs run in blocks, so that memory grows with N and not with N².
 
 At walls particles are reflected (a projection would put several on the same point of the wall, and particles that have met move as one
 ever after). The kernel does not know the walls: within √h of them the density at rest differs from p, with SVGD because the Stein identity
-lacks its boundary term, with the others because their estimate of q lacks what lies beyond. A kernel that vanishes at the walls,
-k(x, y) = b(x) b(y) k₀(x, y), removes it from SVGD.
+lacks its boundary term, with the others because their estimate of q lacks what lies beyond. From SVGD a
+:class:`~carom.solvers.kernels.VanishingKernel` removes it.
 
 Sources: Liu & Wang 2016 (SVGD), Chen et al. 2018 (Blob), Liu et al. 2019 (GFSD, GFSF), Li & Turner 2018 (GFSF's estimate).
 """

@@ -39,6 +39,7 @@ from carom.solvers import (
     MedianBandwidth,
     PercentileBandwidth,
     Project,
+    VanishingKernel,
     solve,
 )
 from carom.solvers.kernels import squared_distances
@@ -449,7 +450,9 @@ class Cauchy(Kernel):
 
 
 @pytest.mark.parametrize(
-    "kernel", [RBF(0.4), RBF(), LinearKernel(), Cauchy()], ids=["RBF", "median", "linear", "Cauchy"]
+    "kernel",
+    [RBF(0.4), RBF(), LinearKernel(), Cauchy(), VanishingKernel(RBF(0.4), Hypercube((2,), low=-5, high=5), 4.0)],
+    ids=["RBF", "median", "linear", "Cauchy", "vanishing"],
 )
 def test_slopes_are_the_derivatives_of_the_values(kernel: Kernel) -> None:
     """Against autograd over all pairs."""
@@ -476,6 +479,39 @@ def test_far_from_the_origin_the_field_keeps_its_digits(kind: Any) -> None:
 
 
 # -------------------------------------------------------------------------------------------------------------- walls
+
+
+def test_a_kernel_that_vanishes_at_the_walls_keeps_the_identity_of_stein() -> None:
+    """E_p[k(y, x) g(x) + ∂k/∂x] for p ∝ eˣ on [0, 1], g = 1: 0 by a sum whose panels end at the layers; else p(1)k(y, 1) − p(0)k(y, 0)."""
+    node, weight = np.polynomial.legendre.leggauss(40)
+    edges = np.array([0, 0.2, 0.8, 1])
+    x = torch.tensor((0.5 * np.diff(edges)[:, None] * (node + 1) + edges[:-1, None]).ravel())[:, None]
+    p = torch.tensor((0.5 * np.diff(edges)[:, None] * weight).ravel())[:, None] * x.exp()
+    y = torch.tensor([[0.05], [0.3], [0.97]], dtype=F64)
+    stein = lambda kernel: (
+        (kernel.values(y, x) + torch.func.jvp(lambda u: kernel.values(y, u), (x,), (0 * x + 1,))[1]) @ p
+    )
+    plain = RBF(0.05)
+    assert float(stein(VanishingKernel(plain, Hypercube((1,)), 0.2)).abs().max()) < 1e-14
+    ends = plain.values(y, torch.tensor([[0.0], [1.0]], dtype=F64))
+    torch.testing.assert_close(stein(plain)[:, 0], math.e * ends[:, 1] - ends[:, 0], rtol=1e-12, atol=0)
+
+
+def test_with_it_svgd_finds_the_uniform_law_between_walls() -> None:
+    """A hundred particles in [0, 1]: quantiles off by .006 on average in place of .044, one at the walls in place of twenty."""
+    box, count = Hypercube((1,)), 100
+    start = torch.rand(1, count, 1, dtype=F64, generator=torch.Generator().manual_seed(0))
+    middle = (torch.arange(count, dtype=F64) + 0.5) / count
+    off = []
+    for kernel in (RBF(0.01), VanishingKernel(RBF(0.01), box, 0.1)):
+        flow = SVGD(torch.zeros_like, box, count, kernel)
+        x = solve(flow, start, torch.linspace(0, 40, 401, dtype=F64), Heun()).x[0, :, 0]
+        off.append(float((x.sort().values - middle).abs().mean()))
+    assert off[0] > 0.03 and off[1] < 0.01
+    with pytest.raises(TypeError, match="SVGD takes any"):
+        Blob(torch.zeros_like, box, count, kernel)
+    with pytest.raises(ValueError, match="width: got 0"):
+        VanishingKernel(RBF(), box, 0.0)
 
 
 @pytest.mark.parametrize(
