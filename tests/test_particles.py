@@ -43,7 +43,7 @@ from carom.solvers import (
     solve,
 )
 from carom.solvers.kernels import squared_distances
-from carom.solvers.particles import conjugate_gradients
+from carom.solvers.systems import conjugate_gradients, pivoted_cholesky, shifted_inverse
 from carom.validation import check_domain
 from carom.validation.pictures import particle_paths
 
@@ -240,10 +240,64 @@ def test_conjugate_gradients_solve_what_cholesky_solves(legacy: bool) -> None:
 
 def test_conjugate_gradients_that_do_not_converge_say_so() -> None:
     x = cloud(60)
-    short = GFSF(shifted, PLANE, 60, RBF(0.2), dense=0, iterations=2)
+    short = GFSF(shifted, PLANE, 60, RBF(0.2), dense=0, rank=5, iterations=2)
     assert solve(short, x[None], [0.0, 0.1], Euler()).status.tolist() == [1]
-    zero = conjugate_gradients(lambda v: 2 * v, torch.zeros(3, 2), 1e-6, 5)
-    assert zero.eq(0).all()
+    zero, solved = conjugate_gradients(lambda v: 2 * v, torch.zeros(3, 2), 1, 5)
+    assert zero.eq(0).all() and solved.all()
+
+
+def test_columns_of_the_kernel_make_conjugate_gradients_short() -> None:
+    """In the plane enough columns for the ridge leave two or three passes where without there are a hundred, and the result is the same."""
+    x, passes = cloud(400), 0
+
+    class Counted(GFSF):
+        def _by_block(self, *arguments: Any) -> Tensor:
+            nonlocal passes
+            passes += 1
+            return super()._by_block(*arguments)
+
+    found = []
+    for rank, fewest, most in ((400, 2, 4), (1, 50, 500)):
+        passes = 0
+        found.append(velocity(Counted(shifted, PLANE, 400, RBF(0.2), dense=0, rank=rank, tolerance=1e-7), x))
+        assert fewest <= passes <= most
+    # the residuals of both, over the smallest eigenvalue, which is at least the ridge
+    kernel = RBF(0.2).fitted(x)
+    push = kernel.slope_y(x, x, kernel.values(x, x)).norm(dim=0).max()
+    torch.testing.assert_close(*found, rtol=0, atol=2 * 1e-7 / 1e-3 * float(push))
+
+
+def test_many_particles_that_the_columns_do_not_describe_are_refused() -> None:
+    settings: dict[str, Any] = {"dense": 0, "max_particles": 50}
+    x = cloud(60)
+    assert velocity(GFSF(shifted, PLANE, 60, RBF(0.2), **settings), x).isfinite().all()
+    with pytest.raises(
+        ValueError, match=r"60 particles in 2 dimensions, whose kernel 5 columns .* max_particles = 50 of such"
+    ):
+        velocity(GFSF(shifted, PLANE, 60, RBF(0.2), rank=5, **settings), x)
+    assert velocity(GFSF(shifted, PLANE, 60, RBF(0.2), rank=5, **settings | {"max_particles": 60}), x).isfinite().all()
+    # what is no number is no matter of size
+    assert velocity(GFSF(shifted, PLANE, 60, RBF(0.2), rank=5, **settings), x * torch.nan).isnan().all()
+    with pytest.raises(ValueError, match="rank, max_particles: got 0, 8192"):
+        GFSF(shifted, PLANE, 60, rank=0)
+
+
+def test_a_cholesky_factor_from_columns_and_its_shifted_inverse() -> None:
+    """A kernel of a few dimensions is exact at their number; else what is left of the diagonal is what it says, and nowhere negative.
+    Tolerances are roundings times the condition number of what is inverted, 1e3 here."""
+    x = cloud(50)
+    low = torch.cat([x, x**2], 1)
+    for matrix, rank, threshold in ((low @ low.T, 50, 1e-9), (RBF(0.2).fitted(x).values(x, x), 20, 0.1)):
+        factor, left = pivoted_cholesky(lambda i, k=matrix: k[i], matrix.diagonal(), rank, threshold)
+        rest = matrix - factor.T @ factor
+        assert float(rest.diagonal().max()) == pytest.approx(left, abs=1e-12)
+        assert float(torch.linalg.eigvalsh(rest)[0]) > -1e-12
+        assert (left <= threshold) or len(factor) == rank
+        whole = factor.T @ factor + 0.1 * torch.eye(50, dtype=F64)
+        torch.testing.assert_close(
+            shifted_inverse(factor, 0.1)(x.T), torch.linalg.solve(whole, x).T, rtol=1e-9, atol=1e-10
+        )
+    assert len(pivoted_cholesky(lambda i: (low @ low.T)[i], (low**2).sum(1), 50, 1e-9)[0]) == 4
 
 
 @pytest.mark.parametrize("dense", [0, 20])

@@ -45,7 +45,7 @@ class Regressor(ABC):
         raise NotImplementedError(f"{type(self).__name__} does not define config(), which files need")
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What it has learned; nothing before it was fitted, unless it begins somewhere."""
+        """What it has learned, and what its next fit begins at; may be empty before the first."""
         raise NotImplementedError(f"{type(self).__name__} does not define state_dict(), which files need")
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
