@@ -366,6 +366,12 @@ def test_particles_that_have_met_stop_gfsf_without_a_ridge_only() -> None:
     x = torch.tensor([[[0.2], [0.2], [0.7]]])
     assert not solve(flow(GFSF, shifted, LINE, 3, RBF(0.1)), x, [0.0, 0.1], Euler()).ok.any()
     assert solve(GFSF(shifted, LINE, 3, RBF(0.1)), x, [0.0, 0.1], Euler()).ok.all()
+    # so wide a kernel that rounding makes K indefinite: a factorisation breaks off half way, with finite numbers in it
+    near = cloud(60)
+    values = RBF(20.0).values(near, near)
+    factor, info = torch.linalg.cholesky_ex(values)
+    assert info > 0 and factor.isfinite().all()
+    assert velocity(flow(GFSF, shifted, PLANE, 60, RBF(20.0)), near).isnan().all()
 
 
 def test_gradients_flow_through_a_run() -> None:
