@@ -26,6 +26,7 @@ Sources: Liu & Wang 2016 (SVGD), Chen et al. 2018 (Blob), Liu et al. 2019 (GFSD,
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable
 
@@ -251,7 +252,9 @@ class GFSF(_Smoothing):
             factor, info = torch.linalg.cholesky_ex(whole + shift)
             return torch.where(info > 0, torch.nan, torch.cholesky_solve(right, factor))
         # little blocks, of which the diagonal alone is wanted; K's largest value is among it
-        diagonal = torch.cat([kernel.values(some, some).diagonal() for some in x.detach().split(64)])
+        diagonal = torch.cat(
+            [kernel.values(some, some).diagonal() for some in x.detach().split(max(1, min(64, math.isqrt(self.block))))]
+        )
         shift = self.ridge * diagonal.amax()
         threshold = 0.1 * float(shift)
         factor, left = pivoted_cholesky(lambda i: kernel.values(x[i : i + 1], x)[0], diagonal, self.rank, threshold)
