@@ -166,6 +166,9 @@ def test_the_score_of_a_mixture_is_the_gradient_of_its_density() -> None:
     v = torch.randn(5, 2, 1, dtype=F64, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(G1.log_prob(v, 0.4), normal.log_prob(v[..., 0]), rtol=1e-12, atol=1e-12)
     assert torch.equal(score(u.detach(), f64(0.1, 0.2, 0.3, 0.4, 0.5, 0.6)[:, None])[2:3], score(u.detach()[2:3], 0.3))
+    # weights are shares, however they are given
+    shares = VelocityMixtureScore(process, [0.25, 0.75], [[0.5, -1.0], [2.0, 0.0]], [[0.2, 0.1], [0.0, 0.5]])
+    torch.testing.assert_close(shares.log_prob(u, 0.4), score.log_prob(u, 0.4), rtol=0, atol=1e-14)
     single = score(u.detach().float(), 0.4)
     torch.testing.assert_close(single.double(), score(u.detach(), 0.4), rtol=0, atol=1e-4)
 
@@ -200,6 +203,22 @@ def test_orders_of_the_published_rules(solver: Solver, first: float, last: float
 def test_the_splitting_has_the_order_it_claims_under_any_clock(process: CriticallyDamped, order: int) -> None:
     slopes = convergence_order(lambda n: variance_error(SSCS(order), n, process), (100, 200, 400))
     assert slopes.tolist() == pytest.approx([order] * 2, abs=0.2) and abs(float(slopes[-1]) - order) < 0.1
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_the_two_half_steps_have_normals_of_their_own(order: int) -> None:
+    """Each normal handed over as a unit: the columns of both draws make the covariance of the step, and no third is asked for."""
+    equation, times, zero = PROCESS.reverse(G1), f64(0.8, 0.7), torch.zeros(1, 2, 1, dtype=F64)
+    record = bind(SSCS(order).plan(equation, times), zero)[0]
+    move = lambda first, second: SSCS(order).step(equation, zero, record, (), (first, second))[0].flatten()
+    units = torch.eye(2, dtype=F64).reshape(2, 1, 2, 1)
+    columns = [move(unit, zero) - move(zero, zero) for unit in units] + [
+        move(zero, unit) - move(zero, zero) for unit in units
+    ]
+    _, want = propagate_moments(equation, SSCS(order), times, f64(0.0, 0.0), torch.zeros(2, 2, dtype=F64))
+    pushes = torch.stack(columns, -1)
+    torch.testing.assert_close(pushes @ pushes.T, want, rtol=0, atol=1e-14)
+    assert float(pushes[:, 2:].norm()) > 0.3 * float(pushes.norm()) and record.draws == 2
 
 
 @pytest.mark.parametrize("stochasticity", [0.0, 0.5, 2.0])
