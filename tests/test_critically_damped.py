@@ -324,6 +324,9 @@ def test_hybrid_score_matching_has_its_minimum_at_the_score() -> None:
     generator = torch.Generator().manual_seed(0)
     x0 = 0.5 + 0.5 * torch.randn(40_000, 1, dtype=F64, generator=generator)
     t, loss = objective.terms(G1, x0, generator)
+    assert (
+        0.05 <= float(t.min()) < 0.0501 and 0.9999 < float(t.max()) <= 1 and HybridScoreMatching(PROCESS).t_min == 1e-5
+    )
     kernel = PROCESS.kernel(t)
     (given, determinant), (whole, total) = kernel.covariance(0.0, 0.01), kernel.covariance(f64(0.25), 0.01)
     want = 1 - (whole.xx / total) / (given.xx / determinant)
@@ -331,6 +334,10 @@ def test_hybrid_score_matching_has_its_minimum_at_the_score() -> None:
     assert abs(float(gap)) < 4  # standard errors
     none = objective(lambda u, t: torch.zeros_like(u[:, 1]), x0, generator)
     assert float(none) == pytest.approx(1.0, abs=4 * math.sqrt(2 / 40_000))
+    # a mean over the event, whatever its shape
+    wide = HybridScoreMatching(CriticallyDamped(Euclidean((2, 3))))
+    none = wide(lambda u, t: torch.zeros_like(u[:, 1]), torch.zeros(5000, 2, 3), generator)
+    assert float(none) == pytest.approx(1.0, abs=4 * math.sqrt(2 / 30_000))
     for factor in (0.9, 1.1):
         other = objective.terms(lambda u, t, factor=factor: factor * G1(u, t), x0, torch.Generator().manual_seed(1))
         base = objective.terms(G1, x0, torch.Generator().manual_seed(1))
