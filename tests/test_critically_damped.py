@@ -23,7 +23,19 @@ from carom.scores.neural import (
     train,
 )
 from carom.scores.velocity import VelocityMixtureScore
-from carom.solvers import SSCS, AdaptiveODE, Euler, EulerMaruyama, Heun, SampleNoise, Solver, WhiteNoise, bind, solve
+from carom.solvers import (
+    SSCS,
+    AdaptiveODE,
+    Euler,
+    EulerMaruyama,
+    Heun,
+    SampleNoise,
+    Solver,
+    WhiteNoise,
+    bind,
+    sample,
+    solve,
+)
 from carom.validation import convergence_order, fokker_planck_residual, propagate_moments
 
 F64 = torch.float64
@@ -487,6 +499,11 @@ class Wide(nn.Module):
         (lambda: CriticallyDamped(Euclidean((1,)), start=0), ValueError, "start: got 0"),
         (lambda: PROCESS.transition(f64(0.5), 0.0), ValueError, "t: got 0, expected finite values above 0"),
         (lambda: PROCESS.transition(torch.zeros(3, 2), 0.1), ValueError, "x0: got shape"),
+        (
+            lambda: sample(PROCESS, G1, SSCS(), [1.0, 0.5], shape=3),
+            TypeError,
+            r"use solve\(process\.reverse\(score\), ",
+        ),
         (lambda: PROCESS.reverse(3), TypeError, "score: got int, expected a callable"),
         (lambda: PROCESS.flow(None), TypeError, "score: got NoneType"),
         (lambda: PROCESS.reverse(G1, -1.0), ValueError, "stochasticity: got -1"),
