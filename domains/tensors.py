@@ -125,6 +125,8 @@ def per_batch(value: float | Tensor, x: Tensor, event_ndim: int, name: str) -> T
 def number(value: float, name: str, *, low: float = -math.inf, high: float = math.inf, open_low: bool = False) -> float:
     """A finite Python float within [low, high] ((low, high] when ``open_low``), or an error that says so."""
     try:
+        if isinstance(value, str):  # which float would read
+            raise TypeError
         result = float(value)
     except (TypeError, ValueError):
         raise TypeError(f"{name}: got {value!r}, expected a number") from None

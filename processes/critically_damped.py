@@ -166,6 +166,17 @@ class CriticallyDamped:
         clock = f"beta_min={self.clock.beta_min:g}, beta_max={self.clock.beta_max:g}"
         return f"CriticallyDamped({self.data!r}, mass={self.mass:g}, {clock}, start={self.start:g})"
 
+    def config(self) -> dict[str, Any]:
+        """What ``critically_damped_from_config`` rebuilds it from."""
+        clock = {"beta_min": self.clock.beta_min, "beta_max": self.clock.beta_max}
+        return {
+            "type": "CriticallyDamped",
+            "domain": self.data.config(),
+            "mass": self.mass,
+            **clock,
+            "start": self.start,
+        }
+
     def split(self, state: Tensor) -> tuple[Tensor, Tensor]:
         """Positions and velocities, ``[*batch, *event]`` each."""
         return split_phase(state, len(self.data.event_shape))
@@ -203,7 +214,11 @@ class CriticallyDamped:
         ndim = len(self.data.event_shape)
         t = per_batch(torch.as_tensor(t, dtype=torch.float64), x0.double(), ndim, "t")
         check_positive(t, "t")
-        kernel = self.kernel(t)
+        return self.unchecked_transition(x0, t, v0)
+
+    def unchecked_transition(self, x0: Tensor, t: Tensor, v0: Tensor | None = None) -> PhaseGaussian:
+        """The same for loops over values that were checked before, t float64 ``[*batch]``: no value is read, no host sync."""
+        kernel, ndim = self.kernel(t), len(self.data.event_shape)
         covariance, determinant = kernel.covariance(0.0, 0.0 if v0 is not None else self.start * self.mass)
         mean = kernel.beside(x0, ndim).mean(x0, torch.zeros_like(x0) if v0 is None else v0)
         return PhaseGaussian(self.join(*mean), covariance, determinant, ndim)

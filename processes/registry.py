@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..domains.registry import domain_from_config, from_config
+from .critically_damped import CriticallyDamped
 from .diffusion import Diffusion
 from .learned import Learned
 from .schedule import Schedule
@@ -29,3 +30,10 @@ def process_from_config(config: Mapping[str, Any]) -> Diffusion:
     if isinstance(schedule, Sequence):
         return Diffusion(domain_from_config(config["domain"]), [schedule_from_config(part) for part in schedule])
     return Diffusion(domain_from_config(config["domain"]), schedule_from_config(schedule))
+
+
+def critically_damped_from_config(config: Mapping[str, Any]) -> CriticallyDamped:
+    """The inverse of ``CriticallyDamped.config()``."""
+    if isinstance(config.get("domain"), Mapping):
+        config = {**config, "domain": domain_from_config(config["domain"])}
+    return from_config(config, {"CriticallyDamped": CriticallyDamped}, "process")

@@ -30,7 +30,7 @@ class TimeReversal(SDE):
     Of a diffusion that depends on the state ∇·D costs d forward derivatives of it a step. On a domain with walls a scalar diffusion
     and the wall ``Reflect`` are meant, for which the reversal of a reflected SDE is reflected in the same way.
 
-    Raises ``TypeError`` for what is no SDE or no score, ``ValueError`` for η < 0.
+    Raises ``TypeError`` for what is no forward SDE or no score, ``ValueError`` for η < 0.
     """
 
     direction = -1
@@ -39,6 +39,10 @@ class TimeReversal(SDE):
         if not isinstance(sde, SDE):
             raise TypeError(
                 f"sde: got {type(sde).__name__}, expected an SDE(drift, diffusion, domain); a process has process.reverse(score)"
+            )
+        if sde.direction < 0:
+            raise TypeError(
+                f"sde: got a {type(sde).__name__}, which runs towards falling t already, expected a forward SDE"
             )
         if not callable(score):
             raise TypeError(

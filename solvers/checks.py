@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..domains import Euclidean
-from ..processes import Diffusion, Equation, Wall
+from ..processes import CriticallyDamped, Diffusion, Equation, Wall
 from .solver import Solver
 
 
@@ -71,9 +71,10 @@ def as_state(x: Any) -> Tensor:
 
 def check_process_and_score(process: Any, score: Any) -> None:
     if not isinstance(process, Diffusion):
-        raise TypeError(
-            f"process: got {type(process).__name__}, expected a Diffusion, e.g. Diffusion(Euclidean((2,)), VP())"
-        )
+        way = "Diffusion, e.g. Diffusion(Euclidean((2,)), VP())"
+        if isinstance(process, CriticallyDamped):
+            way = "Diffusion; use solve(process.reverse(score), process.prior().sample((n,)), times, SSCS())"
+        raise TypeError(f"process: got {type(process).__name__}, expected a {way}")
     if not callable(score):
         raise TypeError(f"score: got {score!r}, expected a callable score (x, t) → ∇ log p_t(x)")
     own = getattr(score, "process", None)

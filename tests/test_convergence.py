@@ -430,6 +430,10 @@ def test_what_cannot_be_studied_is_refused() -> None:
         asymmetry(twisted, x, 0.5, probes=1)
     with pytest.raises(ValueError, match="event_ndim: got 3"):
         asymmetry(twisted, x, 0.5, event_ndim=3)
+    reverse = TimeReversal(study.equation, study.score)
+    with pytest.raises(TypeError, match="got a TimeReversal, which runs towards falling t already"):
+        TimeReversal(reverse, study.score)
+    assert torch.equal(study.score(x, 0.5), study.score(x, double(0.5)))
     with pytest.raises(TypeError, match="sde: got Diffusion"):
         TimeReversal(Diffusion(LINE, VP()), study.score)
     wrong = TimeReversal(study.equation, lambda x, t: study.score(x, t)[:1])

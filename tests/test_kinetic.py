@@ -381,6 +381,23 @@ def test_a_sample_is_the_same_alone_and_in_a_batch_and_stays_inside(
         assert torch.equal(alone.x[0], run.x[i])
 
 
+@pytest.mark.parametrize("solver", RULES, ids=repr)
+def test_a_step_costs_one_evaluation_and_draws_only_what_friction_asks_for(solver: Solver) -> None:
+    calls: list[int] = []
+
+    def score(x: Tensor) -> Tensor:
+        calls.append(len(x))
+        return -x
+
+    equation, x = Kinetic(score, LINE), torch.ones(3, 2, 1, dtype=F64)
+    run = solve(equation, x, steps(1, 7), solver, noise=WhiteNoise(0))
+    # OBABO ends where its positions are known too, so that neither computes a force twice
+    assert len(calls) == run.nfe == 8
+    draws = [solver.plan(Kinetic(score, LINE, friction), steps(1, 2))[0].draws for friction in (0.0, 0.1)]
+    assert draws == [0, 1]
+    assert (equation.friction, equation.mass, equation.temperature) == (1.0, 1.0, 1.0)
+
+
 def test_a_condition_reaches_the_force() -> None:
     equation = Kinetic(lambda x, pull=1.0: -pull * x, Euclidean((1,)), friction=0.0)
     start = f64(1.0, 0.0).reshape(1, 2, 1)
@@ -415,6 +432,7 @@ def test_a_step_compiles_whole(solver: Solver) -> None:
             ValueError,
             r"v: got velocities \(2, 1\)",
         ),
+        (lambda: Kinetic(lambda x: x, LINE, mass="1"), TypeError, "mass: got '1', expected a number"),  # type: ignore[arg-type]
         (lambda: Kinetic(lambda x: x, LINE, temperature=0), ValueError, "temperature: got 0"),
         (lambda: solve(harmonic(1, 1), torch.zeros(3, 1), [0.0, 1.0], BAOAB()), ValueError, "expected"),
         (lambda: solve(harmonic(1, 1), torch.zeros(3, 2, 1), [1.0, 0.0], BAOAB()), ValueError, "runs the other way"),

@@ -312,6 +312,12 @@ def test_in_a_disk_proposals_outside_are_left_and_balance_holds() -> None:
         return (log_prob(a) - 0.5 * z.square().sum(-1)).exp() * probability
 
     torch.testing.assert_close(flux(x, y), flux(y, x), rtol=1e-9, atol=1e-14)
+
+    def seen(u: Tensor) -> Tensor:
+        assert bool(domain.contains(u).all()), "asked for outside of the domain"
+        return log_prob(u)
+
+    equation = Langevin.of_log_prob(seen, domain)
     record = bind(MALA().plan(equation, f64(0.0, h)), x)[0]
     away = (
         10 * x / x.norm(dim=-1, keepdim=True),

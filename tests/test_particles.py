@@ -359,7 +359,7 @@ def test_pairs_are_held_in_blocks_and_in_the_state_s_precision(kind: Any) -> Non
         options = {"dense": 0} if kind is GFSF else {}
         v = velocity(kind(shifted, PLANE, 10, Seen(), block=block, **options), cloud(10, dtype=torch.float32))
         assert v.dtype == torch.float32
-        assert max(n for n, _ in seen) == 10 * rows
+        assert 10 * rows <= max(n for n, _ in seen) <= max(block, 10)
         assert {dtype for _, dtype in seen} == {F64 if kind is GFSF else torch.float32}
 
 

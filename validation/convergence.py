@@ -237,8 +237,9 @@ class OrnsteinUhlenbeck:
         """The forward process."""
         return SDE(lambda x, t: -self.rate * x, math.sqrt(2), Euclidean((1,)))
 
-    def score(self, x: Tensor, t: Tensor) -> Tensor:
-        mean, variance = self._moments(t)
+    def score(self, x: Tensor, t: float | Tensor) -> Tensor:
+        """∇ log p_t, exact."""
+        mean, variance = self._moments(torch.as_tensor(t, dtype=x.dtype, device=x.device))
         return (mean - x) / variance
 
     def marginal(self, t: float) -> tuple[float, float]:

@@ -28,12 +28,15 @@ class _Kind(NamedTuple):
 
 
 VERSION = 1
-SCORE, CLASSIFIER, BRIDGE = "carom.neural_score", "carom.noisy_classifier", "carom.schroedinger_bridge"
-_MODEL = {"network": dict, "preconditioning": dict, "process": dict, "ema": bool}
+SCORE, CLASSIFIER, VELOCITY = "carom.neural_score", "carom.noisy_classifier", "carom.velocity_score"
+BRIDGE = "carom.schroedinger_bridge"
+_VELOCITY = {"network": dict, "process": dict, "ema": bool}
+_MODEL = _VELOCITY | {"preconditioning": dict}
 _BRIDGE = {"domain": dict, "sigma": float, "drift": bool, "halves": int, "forward": dict, "backward": dict}
 _KINDS = {
     SCORE: _Kind("NeuralScore", "train", "NeuralScore(network, process)", _MODEL),
     CLASSIFIER: _Kind("NoisyClassifier", "train", "NoisyClassifier(network, process)", _MODEL),
+    VELOCITY: _Kind("MixedScore", "train", "MixedScore(network, process)", _VELOCITY),
     BRIDGE: _Kind("DiffusionSchroedingerBridge", "fit", "NeuralRegressor(network)", _BRIDGE),
 }
 # data: how the data were stored, see ``Stored``

@@ -22,10 +22,10 @@ from .layers import NoiseEmbedding
 from .levels import Levels, default_levels, draw_levels, largest_level
 from .networks import register_network
 from .objectives import Objective, Terms
-from .trainable import Trainable
+from .trainable import Preconditioned
 
 
-class NoisyClassifier(Trainable):
+class NoisyClassifier(Preconditioned):
     r"""log p_t(label | x) from a network, at any noise level.
 
     The network sees what a score's would: ``network(c_in (X − centre), c_noise, **condition)`` with X = x/s(t), and answers with one

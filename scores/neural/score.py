@@ -15,10 +15,10 @@ from .denoisers import FinitePrediction
 from .networks import parts
 from .objectives import DenoisingScoreMatching, Objective
 from .preconditioning import Preconditioning
-from .trainable import Trainable, flatten
+from .trainable import Preconditioned, flatten
 
 
-class NeuralScore(Trainable):
+class NeuralScore(Preconditioned):
     r"""∇ₓ log p_t(x) from a network: callable ``(x, t, **condition)``, as every score.
 
     With X = x/s(t) and σ = σ(t), the preconditioning turns ``network(c_in (X − centre), c_noise, **condition)`` into the

@@ -1,4 +1,4 @@
-"""What ``train`` trains: a network in the coordinates of a preconditioning, the moving average of its weights, one file for both.
+"""What ``train`` trains: a network, the moving average of its weights, one file for both, and most often a preconditioning.
 
 Scores and noisy classifiers differ in what they make of the network's answer, and in the kind of their file; the rest is here.
 """
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
+from ...domains import Domain
 from ...domains.tensors import check_event, per_batch
 from ...processes import Diffusion, process_from_config
 from . import checkpoint
@@ -36,26 +37,34 @@ class Answer(NamedTuple):
 
 
 class Trainable(nn.Module, ABC):
-    """A network, its process and its preconditioning. ``network`` holds the weights that are trained, ``ema`` (None before training)
-    their moving average; ``use_ema`` says which of the two answers. ``stored`` says how the data were stored, where it is known."""
+    """A network and its process. ``network`` holds the weights that are trained, ``ema`` (None before training) their moving average;
+    ``use_ema`` says which of the two answers. ``stored`` says how the data were stored, where it is known."""
 
     #: the format its files name
     kind: ClassVar[str]
+    #: the process, JSON-able by its ``config()``
+    process: Any
 
-    def __init__(self, network: nn.Module, process: Diffusion, preconditioning: Preconditioning | None = None):
+    def __init__(self, network: nn.Module, process: Any):
         super().__init__()
         if not isinstance(network, nn.Module):
             raise TypeError(f"network: got {type(network).__name__}, expected an nn.Module, e.g. UNet(UNetConfig())")
-        if not isinstance(process, Diffusion):
-            raise TypeError(f"process: got {type(process).__name__}, expected a Diffusion(domain, schedule)")
         self.network = network
         self.ema: nn.Module | None = None
         self.use_ema = False
         self.stored: Stored | None = None
         self.process = process
-        self.preconditioning = preconditioning or default_preconditioning(process.domain)
-        self.preconditioning.check(process.domain)
         self._caller: Callable[..., Any] | None = None
+
+    @property
+    @abstractmethod
+    def data_domain(self) -> Domain:
+        """Where the data live."""
+
+    @property
+    @abstractmethod
+    def levels(self) -> tuple[float, float]:
+        """From where to where the levels of its objectives go, for the loss as a function of them."""
 
     @abstractmethod
     def default_objective(self) -> Objective:
@@ -64,29 +73,6 @@ class Trainable(nn.Module, ABC):
     def check_objective(self, objective: Any) -> None:
         """Refuse an objective for another kind of model; by default none is refused."""
         return
-
-    def undo_scale(self, x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(X = x/s, σ, s) at x ``[*batch, *event]``, in x's dtype, σ as ``answer`` takes it and s in broadcast form; t a number,
-        ``[*batch]`` or ``[*batch, 1, …, 1]``. Refuses x of another shape."""
-        event = self.process.domain.event_shape
-        check_event(x, event)
-        # in float64: of a float32 σ(t), D = x/s + sσ²·score would multiply the rounding by x/sD
-        t = per_batch(t, x, len(event), "t").double()
-        scale = self.process.event_level(t).scale.to(x.dtype)
-        return x / scale, self.process.schedule.sigma(t).to(x.dtype), scale
-
-    def answer(self, x: Tensor, sigma: Tensor, condition: dict[str, Any]) -> Answer:
-        """The network at X ``[*batch, *event]`` and noise levels that broadcast over the batch, as one batch of B rows.
-
-        The network computes in its own dtype. Of the condition, tensors that start with the batch dimensions arrive as ``[B, …]``.
-        """
-        event = self.process.domain.event_shape
-        batch = x.shape[: x.dim() - len(event)]
-        flat, sigma = x.reshape(-1, *event), sigma.expand(batch).reshape(-1)
-        level = self.process.event_sigma(sigma)
-        condition = {k: flatten(v, batch) for k, v in condition.items()}
-        raw = self.ask(self.preconditioning.inputs(flat, level), self.preconditioning.c_noise(sigma), condition)
-        return Answer(raw, flat, level)
 
     def ask(self, inputs: Tensor, c_noise: Tensor, condition: dict[str, Any]) -> Tensor:
         """What the network that answers says, in the dtype of the inputs."""
@@ -134,7 +120,6 @@ class Trainable(nn.Module, ABC):
         """What a checkpoint says about this model, JSON-able."""
         return {
             "network": network_to_config(self.network),
-            "preconditioning": self.preconditioning.config(),
             "process": self.process.config(),
             "ema": self.ema is not None,
         } | ({} if self.stored is None else {"data": self.stored.config()})
@@ -142,6 +127,83 @@ class Trainable(nn.Module, ABC):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write network, moving average and configuration to one safetensors file, atomically. The folder must exist."""
         checkpoint.write(path, self.header(), self.state_dict(), self.kind)
+
+    @classmethod
+    def _read(cls, path: str | os.PathLike[str], network: nn.Module | None) -> tuple[checkpoint.Checkpoint, nn.Module]:
+        """A file of this kind, and the network that its weights fit: the one given, or the one it describes."""
+        file = checkpoint.read(path, kind=cls.kind)
+        weights = file.part("network")
+        if network is None:
+            network = network_of_weights(file.header["network"], weights)
+        elif type(network).__name__ != file.header["network"].get("type"):
+            raise ValueError(
+                f"network: got {type(network).__name__}, but {str(path)!r} holds the weights of "
+                f"{file.header['network'].get('type')}; pass an instance of that class"
+            )
+        checkpoint.check_fit(network, weights, "weights")
+        if file.header["ema"]:
+            checkpoint.check_fit(network, file.part("ema"), "averaged weights")
+        return file, network
+
+    def _as_read(self, file: checkpoint.Checkpoint) -> Self:
+        """With all that the file holds, in eval mode."""
+        self.restore(file)
+        self.stored = Stored.from_config(file.header["data"]) if "data" in file.header else None
+        return self.eval()
+
+    def restore(self, file: checkpoint.Checkpoint) -> None:
+        """Take over the weights of a file that has been checked to fit."""
+        self.network.load_state_dict(file.part("network"))
+        if file.header["ema"]:
+            self.track_ema().load_state_dict(file.part("ema"))
+            self.use_ema = True
+
+
+class Preconditioned(Trainable):
+    """One whose network works in the coordinates of a preconditioning: a :class:`NeuralScore`, a :class:`NoisyClassifier`."""
+
+    process: Diffusion
+
+    def __init__(self, network: nn.Module, process: Diffusion, preconditioning: Preconditioning | None = None):
+        super().__init__(network, process)
+        if not isinstance(process, Diffusion):
+            raise TypeError(f"process: got {type(process).__name__}, expected a Diffusion(domain, schedule)")
+        self.preconditioning = preconditioning or default_preconditioning(process.domain)
+        self.preconditioning.check(process.domain)
+
+    @property
+    def data_domain(self) -> Domain:
+        return self.process.domain
+
+    @property
+    def levels(self) -> tuple[float, float]:
+        return self.process.schedule.sigma_min, self.process.schedule.sigma_max
+
+    def undo_scale(self, x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(X = x/s, σ, s) at x ``[*batch, *event]``, in x's dtype, σ as ``answer`` takes it and s in broadcast form; t a number,
+        ``[*batch]`` or ``[*batch, 1, …, 1]``. Refuses x of another shape."""
+        event = self.process.domain.event_shape
+        check_event(x, event)
+        # in float64: of a float32 σ(t), D = x/s + sσ²·score would multiply the rounding by x/sD
+        t = per_batch(t, x, len(event), "t").double()
+        scale = self.process.event_level(t).scale.to(x.dtype)
+        return x / scale, self.process.schedule.sigma(t).to(x.dtype), scale
+
+    def answer(self, x: Tensor, sigma: Tensor, condition: dict[str, Any]) -> Answer:
+        """The network at X ``[*batch, *event]`` and noise levels that broadcast over the batch, as one batch of B rows.
+
+        The network computes in its own dtype. Of the condition, tensors that start with the batch dimensions arrive as ``[B, …]``.
+        """
+        event = self.process.domain.event_shape
+        batch = x.shape[: x.dim() - len(event)]
+        flat, sigma = x.reshape(-1, *event), sigma.expand(batch).reshape(-1)
+        level = self.process.event_sigma(sigma)
+        condition = {k: flatten(v, batch) for k, v in condition.items()}
+        raw = self.ask(self.preconditioning.inputs(flat, level), self.preconditioning.c_noise(sigma), condition)
+        return Answer(raw, flat, level)
+
+    def header(self) -> dict[str, Any]:
+        return super().header() | {"preconditioning": self.preconditioning.config()}
 
     @classmethod
     def load(
@@ -161,32 +223,11 @@ class Trainable(nn.Module, ABC):
         Raises ``FileNotFoundError``; ``ValueError`` for a file that is damaged, of another kind, from a newer version, or that
         does not fit ``network``.
         """
-        file = checkpoint.read(path, kind=cls.kind)
-        weights, average = file.part("network"), file.part("ema")
-        if network is None:
-            network = network_of_weights(file.header["network"], weights)
-        elif type(network).__name__ != file.header["network"].get("type"):
-            raise ValueError(
-                f"network: got {type(network).__name__}, but {str(path)!r} holds the weights of "
-                f"{file.header['network'].get('type')}; pass an instance of that class"
-            )
+        file, network = cls._read(path, network)
         process = process or process_from_config(file.header["process"])
         if preconditioning is None:
             preconditioning = preconditioning_from_config(file.header["preconditioning"], process.domain)
-        checkpoint.check_fit(network, weights, "weights")
-        if file.header["ema"]:
-            checkpoint.check_fit(network, average, "averaged weights")
-        model = cls(network, process, preconditioning)
-        model.restore(file)
-        model.stored = Stored.from_config(file.header["data"]) if "data" in file.header else None
-        return model.eval()
-
-    def restore(self, file: checkpoint.Checkpoint) -> None:
-        """Take over the weights of a file that has been checked to fit."""
-        self.network.load_state_dict(file.part("network"))
-        if file.header["ema"]:
-            self.track_ema().load_state_dict(file.part("ema"))
-            self.use_ema = True
+        return cls(network, process, preconditioning)._as_read(file)
 
 
 @torch.no_grad()

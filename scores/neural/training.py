@@ -89,11 +89,12 @@ def train(
     """Train ``score`` in place with AdamW; it ends in eval mode, answering with the moving average of its weights.
 
     Args:
-        score: a :class:`NeuralScore` or :class:`NoisyClassifier`.
+        score: a :class:`NeuralScore`, :class:`NoisyClassifier` or :class:`MixedScore`.
         data: floating ``[N, *event]`` inside the domain, or a map-style dataset whose items are x ``[*event]`` or (x, label); labels
             reach the network as the keyword ``label``. Checked here once, or as items are read. Of ``Data.on(domain)`` the score
             notes how they are stored, so that samples can be written alike.
-        objective: what to minimise; by default :class:`DenoisingScoreMatching`, for a classifier :class:`CrossEntropy`. One that is an
+        objective: what to minimise; by default :class:`DenoisingScoreMatching`, for a classifier :class:`CrossEntropy`, for a score of
+            velocities :class:`HybridScoreMatching`. One that is an
             ``nn.Module`` is trained along; the checkpoint keeps its weights for ``resume``.
         steps, seconds: budgets in total, runs before a resume included; at least one. The first to be spent ends the training.
         lr: learning rate, a number or a function of the step alone such as :class:`Cosine` (or resuming would not be exact);
@@ -109,7 +110,7 @@ def train(
             Budgets in seconds and Ctrl-C are looked at in every step, or with several processes as often as losses are read.
         metrics: a file of JSON lines, one for every ``metrics_every`` steps and one at the end: step, loss and grad_norm (means
             since the last line), lr, seconds, samples_per_second, and ``loss_by_sigma`` at the levels ``sigma``, the middles of bins
-            in ln σ (null where no sample was). Resuming drops the lines of steps that are taken again.
+            in ln σ (null where no sample was), for a score of velocities of t. Resuming drops the lines of steps that are taken again.
         tensorboard: a folder for the same as TensorBoard events. Needs the package tensorboard.
         samples: called as ``samples(score, step)`` every ``samples_every`` steps, without gradients, with the score in eval mode and
             its moving average answering, to draw a picture say. Nothing it draws changes the training.
@@ -144,7 +145,7 @@ def train(
     workers = find_workers(accelerator)
     workers.place(score, objective)
     precision = precision_of(workers, mixed_precision)
-    batches = Batches(data, score.process.domain, batch_size, workers.pieces(microbatches), seed)
+    batches = Batches(data, score.data_domain, batch_size, workers.pieces(microbatches), seed)
     if isinstance(data, DomainDataset):
         score.stored = data.stored
     rate, decay = _warmed(lr, warmup), None if ema is None else rising(ema)
@@ -172,7 +173,7 @@ def train(
         score.track_ema()
     workers.share(list(resuming.tensors(updates, objective).values()))
     device, first = updates.device, workers.first
-    schedule, watched = score.process.schedule, metrics is not None or tensorboard is not None
+    watched = metrics is not None or tensorboard is not None
     loop = Loop(
         updates=updates,
         objective=objective,
@@ -185,7 +186,7 @@ def train(
         checkpoint=checkpoint,
         log=log,
         samples=samples,
-        curve=Curve(schedule.sigma_min, schedule.sigma_max, device) if watched else None,
+        curve=Curve(*score.levels, device) if watched else None,
         done=done,
         spent=spent,
     )
