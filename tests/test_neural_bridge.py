@@ -276,6 +276,29 @@ def test_the_uniform_law_stays_uniform_and_everybody_inside(domain: Any) -> None
         assert bool(domain.contains(learned.sample(x, backward=backward, seed=0).x).all())
 
 
+def test_simulated_steps_are_reflected_before_they_are_noised() -> None:
+    """A push of 1.5 from the middle of the disk comes back to 0.5, on the backward chain that the second half iteration runs; its wall is
+    2.5σ from there, which moves the mean by 0.001."""
+
+    class Push(Regressor):
+        def fit(self, draw: Any, generator: torch.Generator) -> float:
+            self.seen = draw()
+            return 0.0
+
+        def __call__(self, x: Tensor, step: Tensor) -> Tensor:
+            return torch.tensor([1.5, 0.0], dtype=x.dtype).expand_as(x)
+
+    disk, forward, sigma, n = Ball(2), Push(), 0.2, 400
+    learned = DiffusionSchroedingerBridge(disk, sigma, forward, Push(), times=1)
+    data = torch.zeros(1, 2, dtype=torch.float64)
+    learned.fit(data, data, halves=2, paths=n)
+    states, targets = (values[0] for values in forward.seen)
+    middle = torch.tensor([0.5, 0.0], dtype=torch.float64)
+    torch.testing.assert_close(states.mean(0), middle, rtol=0, atol=4 * sigma / math.sqrt(n))
+    # σ²∇ log p − b, with h = 1
+    torch.testing.assert_close(targets, sigma**2 * disk.heat_kernel(middle, sigma).score(states) - 3 * middle)
+
+
 # -------------------------------------------------------------------------------------------------------- regressors
 
 
@@ -331,6 +354,7 @@ def test_a_network_sees_standardised_states_and_the_step_they_were_at() -> None:
     regressor = NeuralRegressor(probe, steps=5, batch_size=64, refresh=2, lr=0.1)
     for shift in (0.0, 7.0):
         probe.asked.clear()
+        probe.eval()  # as a user may hand it over
         regressor.fit(lambda shift=shift: Paths(states + shift, states), torch.Generator().manual_seed(0))
         mean, std = float(states.mean()), float(states.std())
         assert probe.modes == [True] * len(probe.modes)
