@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.integrate import quad
+from scipy.linalg import expm, solve_continuous_lyapunov
 from scipy.stats import norm
 
 from carom.domains import Euclidean, Hypercube
@@ -136,6 +137,18 @@ def test_the_closed_law_is_that_of_the_moment_equations_and_of_the_study_of_boun
     other = GaussianStudy(Diffusion(LINE, VP(2 * 0.1 * horizon, 2 * 0.1 * horizon)), data, data).sde_law()
     mean, variance = OrnsteinUhlenbeck(0.1).law(horizon)
     assert (mean * root, variance * 0.1) == pytest.approx(other, abs=1e-14)
+
+
+def test_laws_of_equations_whose_coordinates_pull_each_other() -> None:
+    """dx = (Ax + k) dt + G dW, neither A nor G symmetric: the moments by matrix exponential and Lyapunov's equation."""
+    a, g, k = np.array([[-1.0, 2.0], [0.0, -0.5]]), np.array([[1.0, 0.0], [0.7, 0.4]]), np.array([0.3, -1.0])
+    drift = lambda x, t: (x[..., None, :] * torch.tensor(a)).sum(-1) + torch.tensor(k)
+    equation, t = SDE(drift, torch.tensor(g), PLANE), 0.8
+    start, spread = np.array([0.5, -0.3]), np.array([[0.5, 0.2], [0.2, 0.3]])
+    mean, covariance = linear_law(equation, 0.0, t, torch.tensor(start), torch.tensor(spread))
+    flow, rest, limit = expm(a * t), -np.linalg.solve(a, k), solve_continuous_lyapunov(a, -g @ g.T)
+    np.testing.assert_allclose(mean.numpy(), rest + flow @ (start - rest), rtol=0, atol=1e-11)
+    np.testing.assert_allclose(covariance.numpy(), limit + flow @ (spread - limit) @ flow.T, rtol=0, atol=1e-11)
 
 
 def test_euler_steps_have_the_reference_values_and_slope_one_where_the_theorem_says_one_half() -> None:
@@ -401,8 +414,9 @@ def test_what_cannot_be_studied_is_refused() -> None:
         gaussian_gap((0.0, 1.0), (double(0, 0), torch.eye(2)))
     with pytest.raises(ValueError, match="runs the other way"):
         linear_law(TimeReversal(study.equation, study.score), 0.0, 1.0, double(0.0), double(1.0)[None])
-    with pytest.raises(ValueError, match="not affine"):
-        linear_law(SDE(lambda x, t: -(x**3), 1.0, LINE), 0.0, 1.0, double(0.0), double(1.0)[None])
+    for bent in (lambda x, t: -(x**3), lambda x, t: -x + 1e-6 * x**2):
+        with pytest.raises(ValueError, match="not affine"):
+            linear_law(SDE(bent, 1.0, LINE), 0.0, 1.0, double(0.0), double(1.0)[None])
     with pytest.raises(ValueError, match="the noise of SDE depends on x at t = 0"):
         linear_law(SDE(lambda x, t: -x, lambda x, t: x, LINE), 0.0, 1.0, double(0.0), double(1.0)[None])
     for values, at in (([1.0, 0.5], [2.0, 1.0]), ([1.0, 0.5], [1.0, 1.0]), ([1.0], [1.0]), ([1.0, 0.0], [0.0, 1.0])):

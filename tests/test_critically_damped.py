@@ -346,6 +346,9 @@ def test_hybrid_score_matching_has_its_minimum_at_the_score() -> None:
     assert abs(float(gap)) < 4  # standard errors
     none = objective(lambda u, t: torch.zeros_like(u[:, 1]), x0, generator)
     assert float(none) == pytest.approx(1.0, abs=4 * math.sqrt(2 / 40_000))
+    pulled = lambda u, t, pull=0.0: G1(u, t) + pull
+    at = [objective(pulled, x0, torch.Generator().manual_seed(1), **c) for c in ({"pull": 3.0}, {})]
+    assert float(at[0]) > float(at[1]) + 1  # keywords reach the score
     # a mean over the event, whatever its shape
     wide = HybridScoreMatching(CriticallyDamped(Euclidean((2, 3))))
     none = wide(lambda u, t: torch.zeros_like(u[:, 1]), torch.zeros(5000, 2, 3), generator)
@@ -554,6 +557,7 @@ class Wide(nn.Module):
         ),
         (lambda: train(mixed(PROCESS), torch.zeros(4, 2), steps=1), ValueError, "data"),
         (lambda: HybridScoreMatching(PROCESS)(G1, torch.zeros(4, 2)), ValueError, "x0: got shape"),
+        (lambda: HybridScoreMatching(PROCESS)(lambda u, t: u, torch.zeros(4, 1)), ValueError, r"got \(4, 2, 1\)"),
         (lambda: HybridScoreMatching(PROCESS, 0.0), ValueError, "t_min: got 0, expected a number between 0 and 1"),
     ],
 )

@@ -24,7 +24,19 @@ from carom.scores.neural import (
     simulate_sde,
     train,
 )
-from carom.solvers import BAOAB, MALA, AdaptiveSDE, EulerMaruyama, Heun, Milstein, ReflectedStrang, WhiteNoise, solve
+from carom.solvers import (
+    BAOAB,
+    MALA,
+    AdaptiveSDE,
+    EulerMaruyama,
+    Heun,
+    Milstein,
+    Reflect,
+    ReflectedStrang,
+    WhiteNoise,
+    bind,
+    solve,
+)
 from carom.validation import GridLaw
 
 LINE, PLANE, UNIT = Euclidean((1,)), Euclidean((2,)), Hypercube((1,))
@@ -50,6 +62,47 @@ def test_without_noise_each_sample_takes_euler_steps_to_its_own_time() -> None:
     assert found.shape == (3, 1) and not found.requires_grad
     alone = simulate_sde(sde, x0[1:2], 1.0, steps=8)
     torch.testing.assert_close(alone, found[1:2], rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("solver", "diffusion"),
+    [
+        (EulerMaruyama(), lambda x, t: (1 + t) * (1 + x**2 / 4)),
+        (Milstein(), lambda x, t: (1 + t) * (1 + x**2 / 4)),
+        (EulerMaruyama(), lambda x, t: torch.diag_embed(1 + t * x.flip(-1)) + 0.5),
+    ],
+    ids=["diagonal", "Milstein", "matrix"],
+)
+def test_a_simulation_is_the_scheme_of_its_solver_from_0_to_the_time_of_each_sample(solver, diffusion) -> None:
+    sde = SDE(lambda x, t: -(1 + 3 * t) * x, diffusion, PLANE)
+    x0 = torch.tensor([[0.3, -1.0], [0.8, 0.2]], dtype=DOUBLE)
+    found = simulate_sde(sde, x0, torch.tensor([0.4, 1.1], dtype=DOUBLE), solver=solver, steps=6, generator=seeded(3))
+    bound = sde.bound(Reflect())
+    for i, t in enumerate((0.4, 1.1)):
+        x, generator = x0[i : i + 1], seeded(3)
+        for record in bind(solver.plan(bound, torch.linspace(0, t, 7, dtype=DOUBLE)), x):
+            normals = torch.randn(2, 2, dtype=DOUBLE, generator=generator)
+            x, _ = solver.step(bound, x, record, (), (normals[i : i + 1],))
+        torch.testing.assert_close(found[i : i + 1], x, rtol=0, atol=1e-13)
+
+
+def test_what_is_done_unless_told() -> None:
+    """64 steps, of Euler–Maruyama, and nothing to differentiate, though the drift may be a network; an objective's solver is its own."""
+    times, rate = [], torch.ones((), dtype=DOUBLE, requires_grad=True)
+
+    def drift(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        times.append(t)
+        return -rate * x
+
+    sde, x0 = SDE(drift, lambda x, t: 1 + 0.5 * x, LINE), torch.ones(5, 1, dtype=DOUBLE)
+    assert not simulate_sde(sde, x0, 0.5).requires_grad and len(times) == 64
+    assert SimulatedScoreMatching(sde).steps == 64
+    score = Linear(Diffusion(LINE, VP(2.0, 2.0)), -0.7)
+    losses = [
+        SimulatedScoreMatching(sde, steps=4, **settings).terms(score, x0, seeded(1)).loss
+        for settings in ({}, {"solver": EulerMaruyama()}, {"solver": Milstein()})
+    ]
+    assert torch.equal(losses[0], losses[1]) and not torch.equal(losses[0], losses[2])
 
 
 def test_a_linear_sde_has_the_moments_of_its_scheme_for_scalar_and_matrix_noise() -> None:
