@@ -322,6 +322,19 @@ def test_a_linear_regressor_is_least_squares_over_all_its_draws() -> None:
     torch.testing.assert_close(moved, draws[0].states[1].float(), rtol=0, atol=1e-3)
 
 
+@pytest.mark.parametrize(("refreshes", "many"), [(1, 3), (2, 2)])
+def test_as_many_paths_as_unknowns_are_enough(refreshes: int, many: int) -> None:
+    """In all draws together; three paths for a plane's three unknowns leave nothing over."""
+    draws = [some_paths(seed, many=many) for seed in range(refreshes)]
+    regressor, left = LinearRegressor(refreshes), iter(draws)
+    residual = regressor.fit(lambda: next(left), torch.Generator())
+    if refreshes == 1:
+        assert residual == pytest.approx(0.0, abs=1e-9)
+        for k in range(3):
+            torch.testing.assert_close(regressor(draws[0].states[k], torch.tensor(k)), draws[0].targets[k])
+    assert residual >= -1e-9
+
+
 class Probe(nn.Module):
     """w at every x, and what it was asked."""
 
