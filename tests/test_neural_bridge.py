@@ -119,16 +119,21 @@ def test_the_sampler_is_the_chain_that_was_fitted() -> None:
 
     class Index(Regressor):
         def fit(self, draw: Any, generator: torch.Generator) -> float:
-            draw()
+            self.seen = draw()
             return 0.0
 
         def __call__(self, x: Tensor, step: Tensor) -> Tensor:
             return (10.0 ** step.to(x)).expand(len(x))[:, None]
 
     times = torch.tensor([0.0, 0.1, 0.3, 1.0], dtype=torch.float64)
-    learned = DiffusionSchroedingerBridge(Euclidean((1,)), 1e-9, Index(), Index(), times=times)
+    forward, backward = Index(), Index()
+    learned = DiffusionSchroedingerBridge(Euclidean((1,)), 1e-9, forward, backward, times=times)
     data = torch.zeros(3, 1)
-    learned.fit(data, data, halves=2, paths=4)
+    learned.fit(data, data, halves=3, paths=4)
+    # what each was shown last: row k has the states that step k of the other has led to, and minus its rate
+    for regressor, reached in ((backward, [0.1, 2.1, 72.1]), (forward, [72.1, 72.0, 70.0])):
+        assert regressor.seen.states[:, 0, 0].tolist() == pytest.approx(reached, rel=1e-6)
+        assert regressor.seen.targets[:, 0, 0].tolist() == pytest.approx([-1.0, -10.0, -100.0], rel=1e-3)
     paths = learned.sample(data, seed=0, save="all").trajectory
     assert paths is not None
     assert paths[:, 0, 0].tolist() == pytest.approx([0.0, 0.1, 2.1, 72.1], rel=1e-6)
