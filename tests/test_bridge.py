@@ -561,6 +561,9 @@ def test_times_on_grids_come_in_any_shape_that_fits(monkeypatch: pytest.MonkeyPa
     assert torch.equal(b.forward(x, t), whole[0])
     assert torch.equal(b.forward(x.reshape(2, 2, 2), t.reshape(2, 2, 1)), whole[0].reshape(2, 2, 2))
     torch.testing.assert_close(b.forward(x[0], t)[0], whole[0][0])
+    # a time for each row of two states
+    rows = b.forward(x.reshape(2, 2, 2), t[:2].reshape(2, 1, 1))
+    torch.testing.assert_close(rows[1], b.forward(x[2:], 0.3), rtol=1e-6, atol=1e-6)
     assert b.forward(x[:0], 0.5).shape == (0, 2) and b.log_density(x[0], 0.5).shape == ()
     # the package's name for the module is that of the function
     monkeypatch.setattr(sys.modules["carom.solvers.sinkhorn"], "_BLOCK", 600)

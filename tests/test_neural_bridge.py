@@ -125,16 +125,21 @@ def test_the_sampler_is_the_chain_that_was_fitted() -> None:
 
     class Index(Regressor):
         def fit(self, draw: Any, generator: torch.Generator) -> float:
-            draw()
+            self.seen = draw()
             return 0.0
 
         def __call__(self, x: Tensor, step: Tensor) -> Tensor:
             return (10.0 ** step.to(x)).expand(len(x))[:, None]
 
     times = torch.tensor([0.0, 0.1, 0.3, 1.0], dtype=torch.float64)
-    learned = DiffusionSchroedingerBridge(Euclidean((1,)), 1e-9, Index(), Index(), times=times)
+    forward, backward = Index(), Index()
+    learned = DiffusionSchroedingerBridge(Euclidean((1,)), 1e-9, forward, backward, times=times)
     data = torch.zeros(3, 1)
-    learned.fit(data, data, halves=2, paths=4)
+    learned.fit(data, data, halves=3, paths=4)
+    # what each was shown last: row k has the states that step k of the other has led to, and minus its rate
+    for regressor, reached in ((backward, [0.1, 2.1, 72.1]), (forward, [72.1, 72.0, 70.0])):
+        assert regressor.seen.states[:, 0, 0].tolist() == pytest.approx(reached, rel=1e-6)
+        assert regressor.seen.targets[:, 0, 0].tolist() == pytest.approx([-1.0, -10.0, -100.0], rel=1e-3)
     paths = learned.sample(data, seed=0, save="all").trajectory
     assert paths is not None
     assert paths[:, 0, 0].tolist() == pytest.approx([0.0, 0.1, 2.1, 72.1], rel=1e-6)
@@ -326,6 +331,19 @@ def test_a_linear_regressor_is_least_squares_over_all_its_draws() -> None:
     far.fit(lambda: Paths((draws[0].states + 1000).float(), draws[0].states.float()), torch.Generator())
     moved = far((draws[0].states[1] + 1000).float(), torch.tensor(1))
     torch.testing.assert_close(moved, draws[0].states[1].float(), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize(("refreshes", "many"), [(1, 3), (2, 2)])
+def test_as_many_paths_as_unknowns_are_enough(refreshes: int, many: int) -> None:
+    """In all draws together; three paths for a plane's three unknowns leave nothing over."""
+    draws = [some_paths(seed, many=many) for seed in range(refreshes)]
+    regressor, left = LinearRegressor(refreshes), iter(draws)
+    residual = regressor.fit(lambda: next(left), torch.Generator())
+    if refreshes == 1:
+        assert residual == pytest.approx(0.0, abs=1e-9)
+        for k in range(3):
+            torch.testing.assert_close(regressor(draws[0].states[k], torch.tensor(k)), draws[0].targets[k])
+    assert residual >= -1e-9
 
 
 class Probe(nn.Module):
