@@ -37,6 +37,7 @@ from ..domains.tensors import (
     expand_right,
     number,
     per_batch,
+    values_are_readable,
 )
 from .equations import ODE, SDE, Field, check_field
 from .schedules import VP
@@ -186,8 +187,12 @@ class CriticallyDamped:
         return join_phase(x, v, len(self.data.event_shape))
 
     def kernel(self, t: float | Tensor, since: float | Tensor = 0.0) -> PhaseKernel:
-        """The law of u_t given u at time ``since`` ≤ t."""
+        """The law of u_t given u at time ``since`` ≤ t; earlier t are refused where reading them costs nothing, on the CPU."""
         end, begin = (torch.as_tensor(w, dtype=torch.float64) for w in (t, since))
+        if end.device.type == "cpu" and values_are_readable(end, begin) and bool((end < begin).any()):
+            raise ValueError(
+                f"t: got {float(end.min()):g} for since = {float(begin.max()):g}, expected t ≥ since; the way back is reverse(score)"
+            )
         return self.kernel_of(self.clock.integral(end) - self.clock.integral(begin))
 
     def kernel_of(self, integral: Tensor) -> PhaseKernel:

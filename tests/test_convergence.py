@@ -25,7 +25,7 @@ from carom.processes import (
     SubVP,
     TimeReversal,
 )
-from carom.solvers import EulerMaruyama, Heun, Milstein, solve
+from carom.solvers import EulerMaruyama, Heun, Milstein, ReflectedStrang, solve
 from carom.validation import (
     OrnsteinUhlenbeck,
     asymmetry,
@@ -158,6 +158,10 @@ def test_euler_steps_have_the_reference_values_and_slope_one_where_the_theorem_s
     assert -math.log2(found[-1] / found[-2]) == pytest.approx(1.0, abs=0.005)  # "1.00"
     # a rule of the same weak order: the diffusion does not depend on the state
     assert study.chain(8.0, 50, Milstein()) == pytest.approx(study.chain(8.0, 50), abs=1e-14)
+    # and one of weak order 2, from an error in the variance of .022 at 50 steps, where Euler's is .199
+    errors = [study.chain(8.0, n, ReflectedStrang())[1] - 0.25 for n in (100, 200, 400)]
+    assert [math.log2(a / b) for a, b in itertools.pairwise(errors)] == pytest.approx([2.0, 2.0], abs=0.15)
+    assert OrnsteinUhlenbeck() == OrnsteinUhlenbeck(1.0, (0.5, 0.25))
 
 
 # ------------------------------------------------------------------------------------------------ discretisation

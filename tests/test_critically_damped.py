@@ -512,6 +512,8 @@ class Wide(nn.Module):
         (lambda: PROCESS.reverse(G1, -1.0), ValueError, "stochasticity: got -1"),
         (lambda: PROCESS.transition(torch.zeros(3, 1), 0.1, torch.zeros(3, 2)), ValueError, r"v0: got shape \(3, 2\)"),
         (lambda: PROCESS.transition(torch.zeros(3, 1), 0.1).log_prob(torch.zeros(3, 1)), ValueError, "u: got shape"),
+        (lambda: PROCESS.kernel(0.1, 0.5), ValueError, r"t: got 0\.1 for since = 0\.5, expected t ≥ since"),
+        (lambda: G1(torch.zeros(3, 2, 1), -1.0), ValueError, "t: got -1 for since = 0"),
         (lambda: SSCS(3), ValueError, "order: got 3, expected 1 or 2"),
         (lambda: SSCS(True), ValueError, "order: got True, expected 1 or 2"),
         (
