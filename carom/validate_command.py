@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from .console import clear_errors, console
@@ -28,13 +29,15 @@ def validate_command(
                 f"--only: got {only!r}, expected part of one of: {', '.join(dict.fromkeys(r.system for r in REFERENCES))}"
             )
         outcomes = list(tqdm(validate(chosen), total=len(chosen), desc="validate", unit="check", leave=False))
-        table = Table()
-        for name in ("system", "quantity", "reference", "measured", "error", ""):
-            table.add_column(name, no_wrap=name != "quantity")
+        table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for name in ("system", "quantity"):
+            table.add_column(name, overflow="fold", ratio=1)
+        for name in ("reference", "measured", "error", ""):
+            table.add_column(name, no_wrap=True)
         for o in outcomes:
             r = o.reference
             verdict = "[green]ok[/green]" if o.passed else "[red]FAILED[/red]"
-            table.add_row(r.system, r.quantity, f"{r.value:.10g}", f"{o.measured:.10g}", f"{o.error:.0e}", verdict)
+            table.add_row(r.system, r.quantity, _short(r.value), _short(o.measured), f"{o.error:.0e}", verdict)
         console.print(table)
         failed = [o for o in outcomes if not o.passed]
         for o in failed:
@@ -43,3 +46,8 @@ def validate_command(
         console.print(f"{len(outcomes) - len(failed)} of {len(outcomes)} checks agree with their closed forms")
         if failed:
             raise typer.Exit(1)
+
+
+def _short(value: float) -> str:
+    """Nine digits of a number; of one that stands for 0, its size."""
+    return f"{value:.9g}" if value == 0 or abs(value) > 1e-7 else f"{value:.0e}"

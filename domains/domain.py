@@ -159,10 +159,13 @@ class Domain(ABC):
         if not bool(inside.all()):
             first = torch.nonzero(~inside)[0].tolist() if inside.dim() else []
             bad = x[tuple(first)].detach().flatten()
+            advice = "map the data into the domain, or domain.project it first"
+            if not bool(bad.isfinite().all()):
+                advice = "they are not finite: find where they come from"
             shown = ", ".join(f"{v:.6g}" for v in bad[:6].tolist()) + (", …" if bad.numel() > 6 else "")
             raise ValueError(
                 f"{name}: {int((~inside).sum())} of {inside.numel()} samples lie outside {self!r}, the first at index "
-                f"{first} with values [{shown}]; map the data into the domain, or domain.project it first"
+                f"{first} with values [{shown}]; {advice}"
             )
 
 

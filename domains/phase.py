@@ -34,6 +34,8 @@ def split_phase(state: Tensor, ndim: int) -> tuple[Tensor, Tensor]:
 
 def join_phase(x: Tensor, v: Tensor, ndim: int) -> Tensor:
     """The inverse of :func:`split_phase`."""
+    if x.shape != v.shape:
+        raise ValueError(f"v: got velocities {tuple(v.shape)} for positions {tuple(x.shape)}, expected the same shape")
     return torch.stack([x, v], -ndim - 1)
 
 

@@ -107,15 +107,16 @@ def per_batch(value: float | Tensor, x: Tensor, event_ndim: int, name: str) -> T
     convention for ``t``); anything else must broadcast over the batch.
     """
     value = as_like(value, x)
+    given = tuple(value.shape)
     if event_ndim and value.dim() == x.dim() and all(n == 1 for n in value.shape[-event_ndim:]):
-        return value.reshape(value.shape[:-event_ndim])
+        value = value.reshape(value.shape[:-event_ndim])
     batch = tuple(x.shape[: x.dim() - event_ndim])
     try:
         torch.broadcast_shapes(value.shape, batch)
     except RuntimeError:
         ones = ", 1" * event_ndim
         raise ValueError(
-            f"{name}: got shape {tuple(value.shape)}, expected a number, a shape that broadcasts over the batch {batch}, "
+            f"{name}: got shape {given}, expected a number, a shape that broadcasts over the batch {batch}, "
             f"or [*batch{ones}]"
         ) from None
     return value

@@ -18,15 +18,15 @@ def log_p(x: Tensor) -> Tensor:
     return torch.stack(parts).logsumexp(0)
 
 
-n, generator = 10_000, torch.Generator().manual_seed(0)
+n, generator = 40_000, torch.Generator().manual_seed(0)
 left, z = torch.rand(n, generator=generator) < 0.3, torch.randn(n, generator=generator)
 start = torch.where(left, -1 + 0.2 * z, 0.8 + 0.3 * z)[:, None]  # draws of p: whatever moves now is bias
 times, mixture = torch.arange(81) * 0.02, Langevin.of_log_prob(log_p, Euclidean((1,)))
 for solver in (EulerMaruyama(), MALA()):
     run = solve(mixture, start, times, solver, noise=WhiteNoise(1))
-    shift = log_p(run.x).mean() - log_p(start).mean()
+    moved = log_p(run.x) - log_p(start)
     taken = f", acceptance {run.stats['acceptance'].mean():.3f}" if run.stats else ""
-    print(f"{solver!r:16} E log p moved by {shift:+.4f} ± {log_p(start).std() * math.sqrt(2 / n):.4f}{taken}")
+    print(f"{solver!r:16} E log p moved by {moved.mean():+.4f} ± {moved.std() / math.sqrt(n):.4f}{taken}")
 
 normal = torch.randn(n, 1, generator=generator)
 for name, divergence in (("with", None), ("without", torch.zeros_like)):

@@ -9,24 +9,29 @@ from carom.validation.pictures import particle_paths
 centres = torch.tensor([[-2.0, -1.0], [2.0, 1.0], [-1.0, 2.0]])
 
 
-def score(x: torch.Tensor) -> torch.Tensor:
-    """Of the mixture of three unit Gaussians around the centres."""
-    apart = centres - x[:, None]
-    return (torch.softmax(-0.5 * apart.square().sum(-1), 1)[..., None] * apart).sum(1)
+def log_p(x: torch.Tensor) -> torch.Tensor:
+    """Three unit Gaussians around the centres."""
+    return (-0.5 * (centres - x[..., None, :]).square().sum(-1)).logsumexp(-1)
+
+
+rounded = lambda values: [round(float(v), 3) for v in values.flatten()]
+score = torch.func.grad(lambda x: log_p(x).sum())
 
 
 count, plane = 100, Euclidean((2,))
 start = torch.randn(1, count, 2, generator=torch.Generator().manual_seed(0))
 times = torch.linspace(0, 20, 101)
-print(f"target: mean {centres.mean(0).tolist()}, variances {(1 + centres.var(0, correction=0)).tolist()}")
+print(f"target: mean {rounded(centres.mean(0))}, variances {rounded(1 + centres.var(0, correction=0))}")
 for kind in (SVGD, Blob, GFSD, GFSF):
     run = solve(kind(score, plane, count), start, times, Heun(), save="all")
     x = run.x[0]
-    print(f"{kind.__name__}: mean {x.mean(0).tolist()}, variances {x.var(0, correction=0).tolist()}")
+    print(f"{kind.__name__}: mean {rounded(x.mean(0))}, variances {rounded(x.var(0, correction=0))}")
     if kind is SVGD:
-        print(f"-> {particle_paths(run.trajectory[:, 0], 'particles.png', title='SVGD')}")
+        print(f"-> {particle_paths(run.trajectory[:, 0], 'particles.png', log_prob=log_p, title='SVGD')}")
 
 mean, precision = torch.tensor([0.5, -0.3]), torch.linalg.inv(torch.tensor([[0.5, 0.2], [0.2, 0.3]]))
 exact = SVGD(lambda x: (mean - x) @ precision, plane, count, LinearKernel())
 x = solve(exact, start, times, Heun()).x[0]
-print(f"linear kernel: mean {x.mean(0).tolist()} (0.5, -0.3), covariance {x.T.cov(correction=0).flatten().tolist()}")
+print(
+    f"linear kernel: mean {rounded(x.mean(0))} (0.5, -0.3), covariance {rounded(x.T.cov(correction=0))} (.5, .2, .2, .3)"
+)

@@ -66,6 +66,16 @@ def check_field(value: Any, u: Tensor) -> Tensor:
     return value
 
 
+def check_timeless(score: Any) -> None:
+    """Refuse what is no score(x) of one level: not callable, or a score of a process, which takes a time."""
+    if not callable(score) or getattr(score, "process", None) is not None:
+        what = "" if not callable(score) else ", a function of x and t"
+        raise TypeError(
+            f"score: got {type(score).__name__}{what}, expected a callable score(x) -> tensor of x's shape; fix the level of one that "
+            "takes a time: lambda x: score(x, 0.1)"
+        )
+
+
 class Equation(ABC):
     """dx = [a·x + b·field(x, t)]dt + c dW on ``domain``. Subclasses give ``coefficients`` and ``_field``."""
 
@@ -141,14 +151,18 @@ def _plain(t: Coefficient, stochastic: bool) -> tuple[Any, Any, Any]:
 class _General(Equation):
     """dx = drift dt + …: a = 0, b = 1, c = 1 (0 for an ODE)."""
 
-    def __init__(self, drift: Field, domain: Domain):
+    def __init__(self, drift: Field, domain: Domain, *, direction: int = 0):
         if not callable(drift):
             raise TypeError(
                 f"drift: got {type(drift).__name__}, expected a callable drift(x, t) -> tensor of x's shape"
             )
         if not isinstance(domain, Domain):
             raise TypeError(f"domain: got {type(domain).__name__}, expected a Domain, e.g. Euclidean((2,))")
+        if direction not in (-1, 0, 1):
+            raise ValueError(f"direction: got {direction!r}, expected 1 (time rises), -1 (it falls) or 0 (either)")
         self.drift, self.domain = drift, domain
+        if direction:
+            self.direction = direction
 
     def coefficients(self, t: Coefficient) -> tuple[Any, Any, Any]:
         return _plain(t, self.stochastic)
@@ -158,25 +172,29 @@ class _General(Equation):
 
 
 class ODE(_General):
-    """dx = drift(x, t) dt on any time span, in either direction; ``drift(x, t)`` is any callable."""
+    """dx = drift(x, t) dt on any time span; ``drift(x, t)`` is any callable.
+
+    ``direction``: 1 or −1 if time may only rise or fall, 0 if either.
+    """
 
     stochastic = False
 
 
 class SDE(_General):
-    """dx = drift(x, t) dt + diffusion(x, t) dW (Itô) on any time span, in either direction.
+    """dx = drift(x, t) dt + diffusion(x, t) dW (Itô) on any time span.
 
     Args:
         drift: callable (x, t) → tensor of x's shape.
         diffusion: a number or tensor, or a callable (x, t) → a scalar, a diagonal (a shape that broadcasts against x) or,
             for 1-d events, a matrix ``[*batch, d, d]`` (one dimension more than x); a constant ``[d, d]`` tensor is a matrix.
         domain: where x lives; ``Euclidean`` if nowhere in particular.
+        direction: 1 or −1 if time may only rise or fall, 0 if either.
     """
 
     stochastic = True
 
-    def __init__(self, drift: Field, diffusion: float | Tensor | Field, domain: Domain):
-        super().__init__(drift, domain)
+    def __init__(self, drift: Field, diffusion: float | Tensor | Field, domain: Domain, *, direction: int = 0):
+        super().__init__(drift, domain, direction=direction)
         if isinstance(diffusion, (np.ndarray, np.number)):
             diffusion = torch.as_tensor(diffusion)
         self.diffusion = diffusion
@@ -185,6 +203,9 @@ class SDE(_General):
             raise TypeError(
                 f"diffusion: got {type(diffusion).__name__}, expected a number, a tensor or a callable (x, t)"
             )
+        if self._matrix and diffusion.shape != (*domain.event_shape, *domain.event_shape):  # type: ignore[union-attr]
+            d = domain.event_shape[0]
+            raise ValueError(f"diffusion: got a matrix {tuple(diffusion.shape)}, expected [{d}, {d}] in {domain!r}")  # type: ignore[union-attr]
 
     def spread(self, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         value, is_matrix = self._diffusion_at(x, t)

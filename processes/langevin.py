@@ -22,16 +22,24 @@ from torch import Tensor
 from ..domains import Domain
 from ..domains.phase import join_phase, phase_space, split_phase
 from ..domains.tensors import as_like, number
-from .equations import SDE, Field, check_field
+from .equations import SDE, Field, check_field, check_timeless
 from .matrix_divergence import matrix_divergence
 
 
-def _check_score(score: object) -> None:
-    if not callable(score):
-        raise TypeError(
-            f"score: got {type(score).__name__}, expected a callable score(x) -> tensor of x's shape; fix the level of one that "
-            "takes a time: lambda x: score(x, 0.1)"
-        )
+def score_of(log_prob: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """∇ log p of log p + const, a callable x → ``[*batch]``, by automatic differentiation; differentiable where x is."""
+
+    def score(x: Tensor, **condition: object) -> Tensor:
+        with torch.enable_grad():
+            at = x if x.requires_grad else x.detach().requires_grad_()
+            value = log_prob(at, **condition)
+            if not isinstance(value, Tensor) or not value.requires_grad:
+                raise ValueError(
+                    "log_prob: got a value that x does not enter differentiably, expected log p(x) [*batch]"
+                )
+            return torch.autograd.grad(value.sum(), at, create_graph=x.requires_grad)[0]
+
+    return score
 
 
 def _check_constant(metric_inverse: Tensor, domain: Domain) -> None:
@@ -64,7 +72,7 @@ class Langevin(SDE):
     direction = 1
 
     def __init__(self, score: Field, domain: Domain, log_prob: Callable[..., Tensor] | None = None):
-        _check_score(score)
+        check_timeless(score)
         if log_prob is not None and not callable(log_prob):
             raise TypeError(f"log_prob: got {type(log_prob).__name__}, expected a callable log_prob(x) -> [*batch]")
         super().__init__(lambda x, t, **condition: score(x, **condition), math.sqrt(2.0), domain)
@@ -73,18 +81,7 @@ class Langevin(SDE):
     @classmethod
     def of_log_prob(cls, log_prob: Callable[..., Tensor], domain: Domain) -> Langevin:
         """The equation of log p + const alone, a callable x → ``[*batch]``; its score by automatic differentiation."""
-
-        def score(x: Tensor, **condition: object) -> Tensor:
-            with torch.enable_grad():
-                at = x if x.requires_grad else x.detach().requires_grad_()
-                value = log_prob(at, **condition)
-                if not isinstance(value, Tensor) or not value.requires_grad:
-                    raise ValueError(
-                        "log_prob: got a value that x does not enter differentiably, expected log p(x) [*batch]"
-                    )
-                return torch.autograd.grad(value.sum(), at, create_graph=x.requires_grad)[0]
-
-        return cls(score, domain, log_prob)
+        return cls(score_of(log_prob), domain, log_prob)
 
 
 class RiemannianLangevin(SDE):
@@ -113,7 +110,7 @@ class RiemannianLangevin(SDE):
         domain: Domain,
         divergence: Callable[[Tensor], Tensor] | None = None,
     ):
-        _check_score(score)
+        check_timeless(score)
         if not callable(metric_inverse) and not isinstance(metric_inverse, Tensor):
             raise TypeError(
                 f"metric_inverse: got {type(metric_inverse).__name__}, expected a tensor or a callable D(x) -> scalar, diagonal or matrix"
@@ -122,6 +119,17 @@ class RiemannianLangevin(SDE):
             _check_constant(metric_inverse, domain)
         super().__init__(self._metric_drift, self._root, domain)
         self.score, self.metric_inverse, self.divergence = score, metric_inverse, divergence
+
+    @classmethod
+    def of_log_prob(
+        cls,
+        log_prob: Callable[..., Tensor],
+        metric_inverse: Tensor | Callable[[Tensor], Tensor],
+        domain: Domain,
+        divergence: Callable[[Tensor], Tensor] | None = None,
+    ) -> RiemannianLangevin:
+        """The equation of log p + const alone, a callable x → ``[*batch]``."""
+        return cls(score_of(log_prob), metric_inverse, domain, divergence)
 
     def metric(self, x: Tensor) -> tuple[Tensor, bool]:
         """D at x, as matrices ``[*batch, d, d]`` (True) or as a diagonal of x's shape (False)."""
@@ -184,7 +192,7 @@ class Kinetic(SDE):
     def __init__(
         self, score: Field, domain: Domain, friction: float = 1.0, mass: float = 1.0, temperature: float = 1.0
     ):
-        _check_score(score)
+        check_timeless(score)
         self.friction = number(friction, "friction", low=0.0)
         self.mass, self.temperature = (
             number(v, n, low=0.0, open_low=True) for v, n in ((mass, "mass"), (temperature, "temperature"))
@@ -195,6 +203,11 @@ class Kinetic(SDE):
         noise = torch.zeros(2, *(1 for _ in domain.event_shape), dtype=torch.float64)
         noise[1] = math.sqrt(2 * self.friction) * self.thermal_speed
         super().__init__(self._motion, noise, phase_space(domain))
+
+    @classmethod
+    def of_log_prob(cls, log_prob: Callable[..., Tensor], domain: Domain, **settings: float) -> Kinetic:
+        """The equation of log p + const alone, a callable x → ``[*batch]``; settings: friction, mass, temperature."""
+        return cls(score_of(log_prob), domain, **settings)
 
     @property
     def thermal_speed(self) -> float:

@@ -48,6 +48,9 @@ class TimeReversal(SDE):
             raise TypeError(
                 f"score: got {type(score).__name__}, expected a callable score(x, t) -> tensor of x's shape"
             )
+        own = getattr(getattr(score, "process", None), "domain", None)
+        if own is not None and repr(own) != repr(sde.domain):
+            raise ValueError(f"score: got one on {own!r}, expected one on the domain of the SDE, {sde.domain!r}")
         self.sde, self.score = sde, score
         self.stochasticity = number(stochasticity, "stochasticity", low=0.0)
         noise, given = math.sqrt(self.stochasticity), sde.diffusion

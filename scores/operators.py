@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -29,11 +29,10 @@ from ..domains.tensors import (
     check_shape,
     event_flat,
     event_sum,
-    expand_right,
     is_int,
     number,
-    values_are_readable,
 )
+from ..solvers.systems import conjugate_gradients
 
 Variance = float | Tensor
 Array = Sequence | np.ndarray | Tensor
@@ -74,7 +73,7 @@ class LinearOperator(ABC):
             y,
             len(self.shape),
             2 * math.prod(self.shape),
-        )
+        )[0]
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.event_shape} → {self.shape})"
@@ -259,37 +258,6 @@ def _convolution(n: int, kernel: Sequence[float], boundary: str) -> Tensor:
         place = torch.where(place < n, place, 2 * n - 1 - place)
         matrix.index_put_((torch.arange(n), place), torch.tensor(weight, dtype=torch.float64), accumulate=True)
     return matrix
-
-
-def conjugate_gradients(
-    apply: Callable[[Tensor], Tensor], y: Tensor, ndim: int, iterations: int, tolerance: float | None = None
-) -> Tensor:
-    """u with apply(u) = y, for a positive semidefinite map of ``[*batch, *shape]``, each sample by itself.
-
-    A sample stops where its residual has fallen by ``tolerance`` (√ε·10⁻³ of the dtype unless told), or where the map turns out not to be
-    positive, and keeps what it has; no sample depends on others. ``ndim`` is the number of dimensions of ``shape``. Once all have stopped
-    the loop ends early on the CPU; elsewhere, and in compiled code, asking would stall every step, and all iterations run.
-    """
-    may_ask = y.device.type == "cpu" and values_are_readable(y)
-    if tolerance is None:
-        tolerance = 1e-3 * math.sqrt(torch.finfo(y.dtype).eps)
-    u, residual, direction = torch.zeros_like(y), y, y
-    square = event_sum(y * y, ndim)
-    goal, going = tolerance**2 * square, square > 0
-    for _ in range(iterations):
-        if may_ask and not bool(going.any()):
-            break
-        image = apply(direction)
-        bend = event_sum(direction * image, ndim)
-        going = going & (bend > 0)
-        step = expand_right(torch.where(going, square / torch.where(going, bend, 1.0), 0.0), ndim)
-        u, residual = u + step * direction, residual - step * image
-        after = event_sum(residual * residual, ndim)
-        ratio = torch.where(going, after / torch.where(going, square, 1.0), 0.0)
-        direction = torch.where(expand_right(going, ndim), residual + expand_right(ratio, ndim) * direction, direction)
-        square = torch.where(going, after, square)
-        going = going & (square > goal)
-    return u
 
 
 def check_operator(

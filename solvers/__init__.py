@@ -40,7 +40,16 @@ from .grids import (
 )
 from .half_line import LepingleEulerMaruyama
 from .inpainting import Inpaint, inpaint
-from .kernels import RBF, Bandwidth, FixedBandwidth, Kernel, LinearKernel, MedianBandwidth, PercentileBandwidth
+from .kernels import (
+    RBF,
+    Bandwidth,
+    FixedBandwidth,
+    Kernel,
+    LinearKernel,
+    MedianBandwidth,
+    PercentileBandwidth,
+    VanishingKernel,
+)
 from .kinetic import BAOAB, OBABO
 from .langevin import AnnealedLangevin, LangevinCorrector, PredictorCorrector
 from .likelihood import BitsPerDim, Likelihood, bits_per_dim, log_likelihood
@@ -202,6 +211,7 @@ __all__ = [
     "TorchDiffEq",
     "TorchSDE",
     "UniPC",
+    "VanishingKernel",
     "Wall",
     "Weighted",
     "WhiteNoise",

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from ..domains import Euclidean
-from ..domains.tensors import check_event, is_int, number
+from ..domains.tensors import check_event, is_int, number, per_batch
 from ..processes import SDE
 from .normal import Affine, Normal, as_normal, root
 
@@ -40,7 +40,7 @@ from .normal import Affine, Normal, as_normal, root
 class Reference:
     """dX = −rate·(X − centre) dt + sigma dW on t ∈ [0, 1]: Brownian motion, or Ornstein–Uhlenbeck with rate ≠ 0.
 
-    Args: sigma: above 0. rate: any number, negative drives outwards. centre: where the drift vanishes, on every axis.
+    Args: sigma: above 0. rate: from −300 on, negative drives outwards. centre: where the drift vanishes, on every axis.
     """
 
     sigma: float = 1.0
@@ -49,7 +49,7 @@ class Reference:
 
     def __post_init__(self) -> None:
         number(self.sigma, "sigma", low=0.0, open_low=True)
-        number(self.rate, "rate")
+        number(self.rate, "rate", low=-300.0)  # e^{-2 rate} is then a number
         number(self.centre, "centre")
 
     def decay(self, span: Tensor) -> Tensor:
@@ -123,12 +123,15 @@ class GaussianBridge:
     def kl(self) -> float:
         """KL(bridge ‖ reference started at ``start``), which is that of the couplings.
 
-        ½[d ln v − ln det Cov(X₁|X₀) − d + E|X₁ − aX₀|²/v] about the centre."""
+        ½[d ln v − ln det Cov(X₁|X₀) − d + E|X₁ − aX₀|²/v] about the centre, with E|X₁ − aX₀|² = |m₁ − am₀|² + |Σ₁^{1/2}U − aΣ₀^{1/2}V|²
+        + 2aΣs(1 − κ), in which nothing cancels as v → 0."""
         a, v = self.reference.whole
         d = len(self.start.mean)
-        moved = self.coupling._replace(start=self._about(self.start), end=self._about(self.end))
-        conditional = torch.linalg.slogdet(self.end.covariance).logabsdet + self._singular[2].log().sum()
-        return 0.5 * (d * math.log(v) - float(conditional) - d + moved.cost(a) / v)
+        left, kappa, rest, right, s = self._singular
+        gap = self._about(self.end).mean - a * self._about(self.start).mean
+        cost = gap.square().sum() + (right.T - a * left).square().sum() + 2 * a * (s * rest / (1 + kappa)).sum()
+        conditional = torch.linalg.slogdet(self.end.covariance).logabsdet + rest.log().sum()
+        return 0.5 * (d * math.log(v) - float(conditional) - d + float(cost) / v)
 
     def marginal(self, t: float | Tensor) -> Normal:
         """Mean ``[*t, d]`` and covariance ``[*t, d, d]`` of X_t, t in [0, 1]."""
@@ -148,7 +151,7 @@ class GaussianBridge:
     def equation(self, *, backward: bool = False) -> SDE:
         """The SDE of one direction: solve it on times from 0 to 1, or from 1 to 0 where ``backward``."""
         drift = self.backward if backward else self.forward
-        return SDE(drift, self.reference.sigma, Euclidean((len(self.start.mean),)))
+        return SDE(drift, self.reference.sigma, Euclidean((len(self.start.mean),)), direction=-1 if backward else 1)
 
     def _about(self, law: Normal) -> Normal:
         return law._replace(mean=law.mean - self.reference.centre)
@@ -295,7 +298,7 @@ def _times(t: float | Tensor, x: Tensor | None = None) -> Tensor:
     """Times in float64; one that broadcasts against x ``[*batch, d]`` loses its last dimension."""
     times = torch.as_tensor(t, dtype=torch.float64, device="cpu")
     if x is not None and times.dim():
-        times = times.squeeze(-1)
+        times = per_batch(times, torch.empty(x.shape, dtype=torch.float64), 1, "t")
     if not bool(((times >= 0) & (times <= 1)).all()):
         raise ValueError(f"t: got times from {float(times.min()):g} to {float(times.max()):g}, expected [0, 1]")
     return times

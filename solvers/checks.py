@@ -108,9 +108,15 @@ def check_problem(equation: Equation, x: Tensor, grid: Tensor, solver: Solver) -
     if not isinstance(equation, solver.accepts):
         names = ", ".join(c.__name__ for c in solver.accepts)
         kind = "stochastic" if equation.stochastic else "deterministic"
+        usual = "EulerMaruyama()" if equation.stochastic else "Heun()"
+        other = (
+            f", or process.{'flow' if equation.stochastic else 'reverse'}(score)"
+            if hasattr(equation, "process")
+            else ""
+        )
         raise TypeError(
             f"{solver!r}: got a {type(equation).__name__}, expected one of {names}; "
-            f"take a solver for {kind} equations, or process.{'flow' if equation.stochastic else 'reverse'}(score)"
+            f"take a solver for {kind} equations such as {usual}{other}"
         )
     rising = len(grid) > 1 and bool(grid[-1] > grid[0])
     if len(grid) > 1 and equation.direction and rising != (equation.direction > 0):

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..domains import Domain
 from ..domains.tensors import as_like, is_int, number
 
 
@@ -230,3 +231,39 @@ class LinearKernel(Kernel):
 
     def slope_y(self, x: Tensor, y: Tensor, values: Tensor) -> Tensor:
         return len(y) * x
+
+
+class VanishingKernel(Kernel):
+    r"""k(x, y) = b(x) b(y) k₀(x, y) on a domain with walls, b(x) = s(2 − s), s = min(1, distance from the nearest wall/width).
+
+    It is 0 at the walls, so that the Stein identity E_p[k ∇log p + ∂k] = 0, on which SVGD rests, holds for a p that does not vanish
+    there. It is no estimate of a density, so the other flows refuse it.
+
+    Args:
+        kernel: k₀.
+        domain: where a particle lives, with walls.
+        width: of the layer in which it falls, a length > 0; particles within it move slowly.
+    """
+
+    smooths = False
+
+    def __init__(self, kernel: Kernel, domain: Domain, width: float):
+        if not isinstance(kernel, Kernel):
+            raise TypeError(f"kernel: got {kernel!r}, expected a Kernel, e.g. RBF()")
+        if not isinstance(domain, Domain):
+            raise TypeError(f"domain: got {type(domain).__name__}, expected a Domain, e.g. Hypercube((2,))")
+        self.kernel, self.domain, self.straight = kernel, domain, kernel.straight
+        self.width = number(width, "width", low=0.0, open_low=True)
+
+    def __repr__(self) -> str:
+        return f"VanishingKernel({self.kernel!r}, {self.domain!r}, {self.width:g})"
+
+    def fitted(self, x: Tensor) -> Kernel:
+        return VanishingKernel(self.kernel.fitted(x), self.domain, self.width)
+
+    def values(self, x: Tensor, y: Tensor) -> Tensor:
+        return self._fade(x)[:, None] * self._fade(y) * self.kernel.values(x, y)
+
+    def _fade(self, x: Tensor) -> Tensor:
+        s = (self.domain.boundary_distance(x.reshape(-1, *self.domain.event_shape)) / self.width).clamp(0, 1)
+        return s * (2 - s)

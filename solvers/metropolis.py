@@ -37,7 +37,7 @@ class MALA(Solver):
 
     Each sample decides for itself. ``Solution.stats["acceptance"]`` is the share of its proposals that was taken ``[*batch]``; about .57 is
     best in many dimensions, where h falls as d^{−1/3}. Needs the equation's ``log_prob``. One evaluation a step (two in the first), two
-    draws. A state at which p or its score is NaN ends its sample.
+    draws. A state at which p or its score is NaN ends its sample; one at which p is 0 takes every proposal until it has left.
 
     Source: Roberts & Tweedie 1996; Roberts & Rosenthal 1998 for the rate.
     """
@@ -73,8 +73,11 @@ class MALA(Solver):
         score, log_prob = equation.field(y, record.t), _log_prob(equation, y)
         returning = (x - u - h * back(score)) / spread
         ratio = log_prob - chain.log_prob + 0.5 * (event_sum(z * z, ndim) - event_sum(returning * returning, ndim))
+        known = ~event_sum(u, ndim).isnan()
         # where p is 0 its score may be anything, but not where the chain is
-        ratio = torch.where((log_prob == -math.inf) & ~event_sum(u, ndim).isnan(), log_prob, ratio)
+        ratio = torch.where(known & (log_prob == -math.inf), log_prob, ratio)
+        # a chain that was put where p is 0 takes every proposal until it has left
+        ratio = torch.where(known & (chain.log_prob == -math.inf), 0.0, ratio)
         # ln U of a uniform U made of one coordinate of the second normal
         taken = (torch.special.log_ndtr(uniform) < ratio) & inside
         wide = expand_right(taken, ndim)

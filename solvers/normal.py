@@ -57,7 +57,7 @@ def as_normal(law: Sequence[Any] | Normal, name: str) -> Normal:
         ) from None
     if mean.dim() == covariance.dim() == 0:
         mean, covariance = mean.reshape(1), covariance.reshape(1, 1)
-    if mean.dim() != 1 or covariance.shape != (len(mean), len(mean)):
+    if mean.dim() != 1 or not len(mean) or covariance.shape != (len(mean), len(mean)):
         raise ValueError(
             f"{name}: got a mean of shape {tuple(mean.shape)} and a covariance of shape {tuple(covariance.shape)}, expected [d] and "
             "[d, d]; write variances as a diagonal matrix"

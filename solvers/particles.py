@@ -18,14 +18,15 @@ Sums over pairs run in blocks, so that memory grows with N and not with N².
 
 At walls particles are reflected (a projection would put several on the same point of the wall, and particles that have met move as one
 ever after). The kernel does not know the walls: within √h of them the density at rest differs from p, with SVGD because the Stein identity
-lacks its boundary term, with the others because their estimate of q lacks what lies beyond. A kernel that vanishes at the walls,
-k(x, y) = b(x) b(y) k₀(x, y), removes it from SVGD.
+lacks its boundary term, with the others because their estimate of q lacks what lies beyond. From SVGD a
+:class:`~carom.solvers.kernels.VanishingKernel` removes it.
 
 Sources: Liu & Wang 2016 (SVGD), Chen et al. 2018 (Blob), Liu et al. 2019 (GFSD, GFSF), Li & Turner 2018 (GFSF's estimate).
 """
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable
 
@@ -35,8 +36,9 @@ from torch import Tensor
 from ..domains import Domain, Ensemble, Euclidean, Product, Torus
 from ..domains.tensors import is_int, number
 from ..processes import ODE
-from ..processes.equations import check_field
+from ..processes.equations import check_field, check_timeless
 from .kernels import RBF, Kernel
+from .systems import conjugate_gradients, pivoted_cholesky, shifted_inverse
 from .walls import Reflect
 
 Target = Callable[..., Tensor]
@@ -57,13 +59,13 @@ class ParticleFlow(ODE):
     Raises ``TypeError``/``ValueError`` for input that does not fit, and for kernels that measure straight distances on a torus.
     """
 
+    direction = 1
     usual_wall = Reflect()
     #: whether sums over pairs run in float64 whatever the state's dtype
     in_double = False
 
     def __init__(self, score: Target, domain: Domain, count: int, kernel: Kernel | None = None, *, block: int = 2**18):
-        if not callable(score):
-            raise TypeError(f"score: got {type(score).__name__}, expected a callable score(x) -> tensor of x's shape")
+        check_timeless(score)
         kernel = RBF() if kernel is None else kernel
         if not isinstance(kernel, Kernel):
             raise TypeError(f"kernel: got {kernel!r}, expected a Kernel, e.g. RBF(MedianBandwidth())")
@@ -179,14 +181,19 @@ class Blob(_Smoothing):
 class GFSF(_Smoothing):
     """Gradient flow with smoothed test functions: v_i = g_i + ((K + ρI)⁻¹ S)_i, S_i = Σ_j ∂K_ij/∂x_j, ρ = ridge · max K.
 
-    Up to ``dense`` particles by Cholesky, beyond by conjugate gradients on blocks of K; in float64, for K's eigenvalues fall off fast. An
-    ensemble for which that fails (K not positive at ridge 0 as where particles have met, or no convergence) becomes NaN, so that its
-    status tells.
+    Up to ``dense`` particles by Cholesky, beyond by conjugate gradients on blocks of K, preconditioned by ``rank`` of its columns; in
+    float64, for K's eigenvalues fall off fast. In the plane the columns say nearly all, and a few passes over the pairs are enough; in
+    more dimensions there may be hundreds, which is refused for more than ``max_particles``. An ensemble for which it fails (K not positive
+    at ridge 0 as where particles have met, or no convergence) becomes NaN, so that its status tells.
 
     Args:
         ridge: ρ/max K ≥ 0; at 0 N v_SVGD = K v_GFSF. Some is needed where particles are closer than √h.
         dense: N up to which K is held whole, 8 N² bytes a few times over.
         tolerance, iterations: of conjugate gradients: |residual| / |S| asked for, and how many passes over the pairs it may take.
+        rank: at most so many columns of K, 8 N rank bytes, for work in N rank². As many as K/max K has eigenvalues above a tenth of ρ
+            are enough for convergence within about three passes.
+        max_particles: the largest N where ``rank`` columns are not enough; at the default a velocity takes minutes on a CPU, and time
+            grows with N². ``ValueError`` for more, when the velocity is asked for, since it depends on where the particles are.
         legacy: (K + ρI)⁻¹ acts on S + Kx/h, and x/h is taken off again, as in published code: the same at ridge 0, but with any ridge it
             depends on where the origin is. For ``RBF`` kernels.
         others: see :class:`ParticleFlow`.
@@ -207,6 +214,8 @@ class GFSF(_Smoothing):
         dense: int = 4096,
         tolerance: float = 1e-5,
         iterations: int = 500,
+        rank: int = 1000,
+        max_particles: int = 8192,
         legacy: bool = False,
         block: int = 2**18,
     ):
@@ -215,6 +224,8 @@ class GFSF(_Smoothing):
         self.tolerance = number(tolerance, "tolerance", low=0.0, high=1.0, open_low=True)
         if not is_int(dense, 0) or not is_int(iterations, 1):
             raise ValueError(f"dense, iterations: got {dense!r}, {iterations!r}, expected ints of at least 0 and 1")
+        if not is_int(rank, 1) or not is_int(max_particles, 1):
+            raise ValueError(f"rank, max_particles: got {rank!r}, {max_particles!r}, expected ints of at least 1")
         if count > dense and not self.ridge:
             raise ValueError(
                 f"ridge: got 0 for {count} particles, expected one above 0 for more than dense = {dense}: conjugate gradients do not "
@@ -223,6 +234,7 @@ class GFSF(_Smoothing):
         if legacy and not isinstance(self.kernel, RBF):
             raise TypeError(f"legacy: got the kernel {self.kernel!r}, expected an RBF, whose h the formula holds")
         self.dense, self.iterations, self.legacy = dense, iterations, legacy
+        self.rank, self.max_particles = rank, max_particles
 
     def velocity(self, x: Tensor, g: Tensor, kernel: Kernel) -> Tensor:
         if self.legacy:
@@ -239,31 +251,27 @@ class GFSF(_Smoothing):
             shift = self.ridge * whole.detach().amax() * torch.eye(len(x), dtype=x.dtype, device=x.device)
             factor, info = torch.linalg.cholesky_ex(whole + shift)
             return torch.where(info > 0, torch.nan, torch.cholesky_solve(right, factor))
-        top = self._by_block(lambda u, k: k.amax(1), x, kernel).detach().amax()
-        return conjugate_gradients(
-            lambda v: self._by_block(lambda u, k: k @ v, x, kernel) + self.ridge * top * v,
-            right,
-            self.tolerance,
-            self.iterations,
+        # little blocks, of which the diagonal alone is wanted; K's largest value is among it
+        diagonal = torch.cat(
+            [kernel.values(some, some).diagonal() for some in x.detach().split(max(1, min(64, math.isqrt(self.block))))]
         )
-
-
-def conjugate_gradients(apply: Callable[[Tensor], Tensor], right: Tensor, tolerance: float, iterations: int) -> Tensor:
-    """x with apply(x) = right, column by column ``[n, k]``, until each |residual| ≤ tolerance·|right|; NaN if it takes more."""
-    x, r = torch.zeros_like(right), right
-    p, rr = r, (r * r).sum(0)
-    goal = tolerance**2 * rr
-    for _ in range(iterations):
-        if bool((rr <= goal).all()):
-            return x
-        moved = apply(p)
-        alpha = _ratio(rr, (p * moved).sum(0))
-        x, r = x + alpha * p, r - alpha * moved
-        before, rr = rr, (r * r).sum(0)
-        p = r + _ratio(rr, before) * p
-    return torch.where((rr <= goal).all(), x, torch.nan)
-
-
-def _ratio(a: Tensor, b: Tensor) -> Tensor:
-    """a/b, 0 where b is: a column that is solved stays."""
-    return torch.where(b == 0, 0.0, a / torch.where(b == 0, 1.0, b))
+        shift = self.ridge * diagonal.amax()
+        threshold = 0.1 * float(shift)
+        factor, left = pivoted_cholesky(lambda i: kernel.values(x[i : i + 1], x)[0], diagonal, self.rank, threshold)
+        if left > threshold and len(x) > self.max_particles:
+            raise ValueError(
+                f"GFSF: got {len(x)} particles in {x.shape[1]} dimensions, whose kernel {len(factor)} columns do not describe up to the "
+                f"ridge, expected at most max_particles = {self.max_particles} of such: each velocity would take up to {self.iterations} "
+                f"passes over all pairs. Take Blob or GFSD, which need one or two; or a wider kernel, a larger ridge or rank; or, with "
+                f"time to wait, max_particles={len(x)}"
+            )
+        found, solved = conjugate_gradients(
+            lambda v: self._by_block(lambda u, k: k @ v.mT, x, kernel).mT + shift * v,
+            right.mT,
+            1,
+            self.iterations,
+            self.tolerance,
+            precondition=shifted_inverse(factor, shift),
+            ask=True,
+        )
+        return torch.where(solved.all(), found, torch.nan).mT

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from ..domains import Domain, KernelDomain
-from ..domains.tensors import batch_shape, check_event, event_sum, is_int, number
+from ..domains.tensors import batch_shape, check_event, event_sum, is_int, number, per_batch
 from ..processes import SDE
 
 _BLOCK = 1 << 22  # entries of a kernel matrix that are computed at a time
@@ -45,13 +45,21 @@ class Weighted(NamedTuple):
     def of(cls, points: Tensor, masses: Tensor | None = None) -> Weighted:
         """Points ``[n, *event]`` with these masses ``[n]``, equal ones by default: normalised, and points without any left out.
 
-        Raises ``ValueError`` for masses that are negative or not finite, all 0, or not one for each point."""
-        given = torch.ones(len(points)) if masses is None else masses
-        values = given.detach().double()
+        Raises ``TypeError`` for what is no tensor, ``ValueError`` for no points or some that are not finite, and for masses that are
+        negative or not finite, all 0, or not one for each point."""
+        for value, name in ((points, "points"), (masses, "masses")):
+            if not isinstance(value, Tensor | None):
+                raise TypeError(f"{name}: got {type(value).__name__}, expected a torch.Tensor; use torch.as_tensor")
+        if not points.dim() or not len(points) or not bool(points.isfinite().all()):
+            raise ValueError(
+                f"points: got shape {tuple(points.shape)}, expected [n, *event] with n of at least 1 and finite numbers"
+            )
+        values = points.new_ones(len(points)).double() if masses is None else masses.detach().to(points.device).double()
         good = values.shape == points.shape[:1] and bool((values.isfinite() & (values >= 0)).all())
         if not good or not float(values.sum()) > 0:
+            least = float(values.min()) if values.numel() else math.nan
             raise ValueError(
-                f"masses: got shape {tuple(values.shape)} with values from {float(values.min()):g}, expected {len(points)} finite numbers "
+                f"masses: got shape {tuple(values.shape)} with values from {least:g}, expected {len(points)} finite numbers "
                 "of at least 0 that are not all 0"
             )
         keep = values > 0
@@ -127,17 +135,17 @@ class GridBridge:
 
     def equation(self, *, backward: bool = False) -> SDE:
         """The SDE of one direction on the domain: solve it on times that rise from 0, or fall from 1 where ``backward``."""
-        return SDE(self.backward if backward else self.forward, self.sigma, self.domain)
+        drift = self.backward if backward else self.forward
+        return SDE(drift, self.sigma, self.domain, direction=-1 if backward else 1)
 
     def _factor(self, x: Tensor, t: float | Tensor, backward: bool) -> tuple[Tensor, Tensor]:
         """log and ∇ log of φ̂_t where ``backward``, else of φ_t, in float64 and in blocks of x."""
         check_event(x, self.domain.event_shape)
         side, potential = (self.start, self.f) if backward else (self.end, self.g)
         points, log_masses = (v.to(x.device) for v in (side.points, side.masses.log() + potential))
-        ndim = len(self.domain.event_shape)
-        batch = batch_shape(x, self.domain.event_shape)
-        states = x.detach().double().reshape(-1, *self.domain.event_shape)
-        span = _span(t, batch, backward, ndim).to(x.device)
+        x = x.detach().double()
+        span, x = _span(t, x, len(self.domain.event_shape), backward)
+        states = x.reshape(-1, *self.domain.event_shape)
         outcomes = []
         for rows in torch.arange(len(states)).split(
             max(1, _BLOCK // (len(side.masses) * max(1, math.prod(self.domain.event_shape))))
@@ -145,7 +153,7 @@ class GridBridge:
             sigma = self.sigma * (span[rows, None] if span.dim() else span).sqrt()
             outcomes.append(_mixture(self.domain, states[rows], points, log_masses, sigma))
         logs, slopes = (torch.cat(parts) for parts in zip(*outcomes, strict=True))
-        return logs.reshape(batch), slopes.reshape(x.shape)
+        return logs.reshape(batch_shape(x, self.domain.event_shape)), slopes.reshape(x.shape)
 
 
 def sinkhorn(
@@ -166,7 +174,9 @@ def sinkhorn(
         tolerance: total variation between the start's masses and those reached, at which to stop.
         iterations: the most of them; their number grows like (width/σ)².
 
-    Raises ``ValueError`` for points outside, and ``RuntimeError`` where ``iterations`` do not suffice.
+    Raises ``TypeError`` for a domain without heat kernel, ``ValueError`` for points outside and for σ below the domain's ``sigma_min``,
+    from which its kernel is exact (drifts see smaller ones at the end of their way), and ``RuntimeError`` where ``iterations`` do not
+    suffice.
     """
     if not isinstance(domain, KernelDomain):
         raise TypeError(
@@ -174,8 +184,19 @@ def sinkhorn(
             "DiffusionSchroedingerBridge"
         )
     number(sigma, "sigma", low=0.0, open_low=True)
+    if sigma < domain.sigma_min:
+        raise ValueError(
+            f"sigma: got {sigma:g}, expected at least {domain.sigma_min:g}, below which the kernel of {domain!r} is not exact; "
+            "take a larger one"
+        )
     number(tolerance, "tolerance", low=0.0, open_low=True)
+    if not is_int(iterations, 1):
+        raise ValueError(f"iterations: got {iterations!r}, expected a whole number of at least 1")
     for side, name in ((start, "start"), (end, "end")):
+        if not isinstance(side, Weighted):
+            raise TypeError(
+                f"{name}: got {type(side).__name__}, expected points with masses; make them by Weighted.of(points) or Weighted.cells"
+            )
         domain.check(side.points, name)
     kernel = _log_kernel(domain, start.points, end.points, sigma)
     first, last = kernel + end.masses.log(), kernel.T + start.masses.log()
@@ -190,7 +211,7 @@ def sinkhorn(
             return GridBridge(domain, float(sigma), start, end, f, g, tuple(errors))
         f = needed
     raise RuntimeError(
-        f"sinkhorn: got an error of {errors[-1] if errors else math.inf:.2g} after {iterations} iterations, expected {tolerance:g}; take "
+        f"sinkhorn: got an error of {errors[-1]:.2g} after {iterations} iterations, expected {tolerance:g}; take "
         "more iterations, a larger sigma or a larger tolerance"
     )
 
@@ -215,11 +236,9 @@ def _mixture(
     return weighted_logs.logsumexp(1), (share * scores).sum(1)
 
 
-def _span(t: float | Tensor, batch: torch.Size, backward: bool, ndim: int) -> Tensor:
-    """The time from the side that the mixture stands on, 0-d or one for each state; refused where it is 0."""
-    times = torch.as_tensor(t, dtype=torch.float64)
-    if times.dim():
-        times = times.reshape(times.shape[: times.dim() - ndim]).expand(batch).reshape(-1)
+def _span(t: float | Tensor, x: Tensor, ndim: int, backward: bool) -> tuple[Tensor, Tensor]:
+    """The time from the side that the mixture stands on, 0-d or one for each state; refused where it is 0. And the states."""
+    times = per_batch(t, x, ndim, "t")
     span = times if backward else 1 - times
     if not bool(((span > 0) & (span <= 1)).all()):
         expected = "(0, 1] backwards" if backward else "[0, 1) forwards"
@@ -227,4 +246,7 @@ def _span(t: float | Tensor, batch: torch.Size, backward: bool, ndim: int) -> Te
             f"t: got times from {float(times.min()):g} to {float(times.max()):g}, expected {expected}; at the end of its way the bridge "
             "stands on the points themselves"
         )
-    return span
+    if not span.dim():
+        return span, x
+    batch = torch.broadcast_shapes(span.shape, x.shape[: x.dim() - ndim])
+    return span.expand(batch).reshape(-1), x.expand(*batch, *x.shape[x.dim() - ndim :])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from itertools import pairwise
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from carom.domains import Ball, Euclidean, Hypercube, Polytope
+from carom.domains import Ball, Euclidean, Hypercube, Polytope, Torus
 from carom.solvers import EulerMaruyama, ReflectedEulerMaruyama, Weighted, WhiteNoise, bridge, sinkhorn, solve
 from carom.solvers.normal import root
 from carom.validation import propagate_moments
@@ -85,6 +86,12 @@ def test_the_coupling_is_the_reference_times_functions_of_the_ends(b: bridge.Gau
     torch.testing.assert_close(joint.mean, torch.cat([b.start.mean, b.end.mean]))
     kappa = b.correlations
     assert bool(((kappa >= 0) & (kappa < 1)).all())
+    # E|X₁ − cX₀|² is the second moment of a linear function of both
+    for c in (1.0, a):
+        row = torch.cat([-c * torch.eye(d).double(), torch.eye(d).double()], 1)
+        moment = (row @ joint.covariance @ row.T).trace() + (row @ joint.mean).square().sum()
+        # both are small differences of numbers of order 10 c²
+        assert b.coupling.cost(c) == pytest.approx(float(moment), rel=1e-9, abs=ROUNDING * (1 + c**2))
     # the canonical correlations are those of the joint law
     whitened = torch.linalg.solve(root(b.start.covariance), b.coupling.cross)
     whitened = torch.linalg.solve(root(b.end.covariance), whitened.T)
@@ -142,6 +149,50 @@ def test_the_drifts_differ_by_the_score(b: bridge.GaussianBridge, t: float) -> N
     torch.testing.assert_close(gap, expected, rtol=1e-9, atol=1e-9 * float(expected.abs().max() + 1))
 
 
+@given(bridges, st.floats(0.0, 1.0))
+def test_drifts_are_gradients(b: bridge.GaussianBridge, t: float) -> None:
+    """−θ(x − c) + σ²∇ log φ and its twin have symmetric slopes, which the marginals do not ask for."""
+    eye = torch.eye(len(b.start.mean), dtype=torch.float64)
+    for drift in (b.forward, b.backward):
+        slope = drift(eye, t) - drift(0 * eye, t)
+        torch.testing.assert_close(slope, slope.T, rtol=1e-8, atol=1e-8 * float(slope.abs().max()))
+
+
+def test_drifts_move_with_the_origin_and_its_centre() -> None:
+    """Ends and centre moved by c: the marginals move and the drifts are those of x − c."""
+    c, (start, end) = 0.7, ((torch.tensor(m).double(), spd(2, s)) for m, s in (([0.5, -0.3], 1), ([-1.0, 0.2], 2)))
+    here = bridge.gaussian(start, end, 0.7, rate=0.8)
+    there = bridge.gaussian((start[0] + c, start[1]), (end[0] + c, end[1]), 0.7, rate=0.8, centre=c)
+    x = torch.randn(4, 2, dtype=torch.float64)
+    for t in (0.0, 0.4, 1.0):
+        torch.testing.assert_close(there.forward(x + c, t), here.forward(x, t), rtol=0, atol=10 * ROUNDING)
+        torch.testing.assert_close(there.backward(x + c, t), here.backward(x, t), rtol=0, atol=10 * ROUNDING)
+        torch.testing.assert_close(there.marginal(t).mean - c, here.marginal(t).mean, rtol=0, atol=ROUNDING)
+    assert there.kl == pytest.approx(here.kl, rel=ROUNDING)
+
+
+def test_a_vanishing_rate_is_brownian_motion() -> None:
+    """v = σ²(1 − θ + O(θ²)): at θ = 1e-13 a difference of 1 and e^{−2θ} would have lost all but three digits."""
+    b, brown = (bridge.gaussian(START, END, 1.0, rate=rate) for rate in (1e-13, 0.0))
+    assert float(b.coupling.cross) == pytest.approx(float(brown.coupling.cross), abs=ROUNDING)
+    assert b.kl == pytest.approx(brown.kl, abs=ROUNDING)
+
+
+@pytest.mark.parametrize("sigma", [1e-8, 1e-4, 1e-2])
+def test_the_divergence_keeps_its_digits_as_sigma_vanishes(sigma: float) -> None:
+    """From N(0, 1) to itself v = σ², κ = 1 − v/2 + v²/8 − … and KL = ½[ln v − ln(1 − κ²) − 1 + 2(1 − κ)/v] = v/8 + O(v²), to rounding of
+    ln v; the cost 2(1 − κ) is of order v, and as a difference of numbers of order one would have no digit of it left."""
+    b = bridge.gaussian((0.0, 1.0), (0.0, 1.0), sigma)
+    assert b.kl == pytest.approx(sigma**2 / 8, abs=1e-14 + sigma**4)
+    # in several dimensions, where the cost is a distance of roots, by commuting matrices
+    values = torch.tensor([0.3, 1.0, 2.5], dtype=torch.float64)
+    turn = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64))[0]
+    law = torch.zeros(3), (turn * values) @ turn.T
+    apart = sum(bridge.gaussian((0.0, float(v)), (0.0, float(v)), sigma).kl for v in values)
+    # roots of matrices are right to 1e-15, and their distance squared to 1e-30/v
+    assert bridge.gaussian(law, law, sigma).kl == pytest.approx(apart, abs=1e-13 + 1e-29 / sigma**2)
+
+
 @pytest.mark.parametrize("sigma", [1e-8, 1e-4])
 def test_as_sigma_vanishes_the_bridge_is_optimal_transport(sigma: float) -> None:
     """E|x0 − x1|² = W₂² + dσ² + O(σ⁴), W₂² = 3.08578643763 in the reference problem; the drift at 0 is the displacement T(x) − x."""
@@ -159,7 +210,7 @@ def test_as_sigma_vanishes_the_bridge_is_optimal_transport(sigma: float) -> None
     assert many.coupling.cost() == pytest.approx(distance + 3 * sigma**2, rel=1e-10)
 
 
-@pytest.mark.parametrize("sigma", [1e4, 1e8])
+@pytest.mark.parametrize("sigma", [1e4, 1e8, 1e80])
 def test_as_sigma_grows_the_ends_become_independent(sigma: float) -> None:
     """Cov(X0, X1) → Σ0 Σ1/v, whose digits a difference of roots would have lost (v² = 1e16, 1e32 there); corrections are O(v⁻²)."""
     b = made(3, 7, sigma, 0.0)
@@ -194,6 +245,26 @@ def test_each_sample_may_have_a_time_of_its_own() -> None:
         one_by_one = torch.stack([drift(row, float(s)) for row, s in zip(x, t, strict=True)])
         # the same float64 arithmetic but for the order in which LAPACK solves a batch; then rounded to float32
         torch.testing.assert_close(drift(x, t), one_by_one, rtol=1e-6, atol=1e-6)
+        # also by a number for each sample, and many times for one state
+        assert torch.equal(drift(x, t[:, 0]), drift(x, t))
+        assert drift(x[0], t[:, 0]).shape == (6, 2)
+        assert drift(x.reshape(3, 2, 2), t.reshape(3, 2, 1)).shape == (3, 2, 2)
+        assert drift(x[:0], 0.5).shape == (0, 2)
+        with pytest.raises(ValueError, match=r"t: got shape \(4, 1\), expected a number, a shape that broadcasts over"):
+            drift(x, torch.zeros(4, 1))
+    law = b.marginal(t)
+    assert law.mean.shape == (6, 1, 2) and law.covariance.shape == (6, 1, 2, 2)
+
+
+def test_laws_are_read_without_their_gradients() -> None:
+    mean = torch.zeros(2, requires_grad=True)
+    b = bridge.gaussian((mean, torch.eye(2)), (mean + 1, torch.eye(2)))
+    assert not b.coupling.joint().mean.requires_grad
+    # a covariance that is symmetric but for rounding is made so
+    rounded = torch.eye(2, dtype=torch.float64) + torch.tensor([[0.0, 1e-16], [0.0, 0.0]])
+    assert torch.equal(bridge.gaussian((mean, rounded), (mean, rounded)).start.covariance[0, 1], rounded[0, 1] / 2)
+    # a root takes eigenvalues that rounding has put below 0
+    torch.testing.assert_close(root(torch.ones(3, 3).double()), torch.full((3, 3), 3**-0.5).double())
 
 
 # -------------------------------------------------------------------------------------------------------------- IPF
@@ -212,12 +283,33 @@ def test_the_reference_values_of_ipf() -> None:
 def test_the_rates_of_ipf_are_powers_of_the_correlation() -> None:
     b = bridge.gaussian(START, END, 1.0)
     assert float(b.correlations**2) == pytest.approx(0.267949192431, abs=1e-12)
+    assert float(b.correlations**4) == pytest.approx(0.0717967697, abs=1e-10)
     iterates = bridge.ipf(b, 17)[0::2]
     mean = [abs(float(q.start.mean) - 0.5) for q in iterates]
     variance = [abs(float(q.start.covariance) - 0.25) for q in iterates]
     # the ratio at iterate n has still to go the variance's own error, of relative size κ⁴ⁿ
     assert mean[8] / mean[7] == pytest.approx(0.267949192431, rel=1e-6)
     assert variance[5] / variance[4] == pytest.approx(0.0717967697, rel=1e-4)
+
+
+@given(bridges)
+def test_each_half_of_ipf_keeps_a_conditional_and_takes_an_end(b: bridge.GaussianBridge) -> None:
+    """E[X₀|X₁] of the reference started at ``start`` in q⁰, E[X₁|X₀] of q⁰ in p¹, E[X₀|X₁] of p¹ in q¹; tolerances by condition numbers."""
+    a, v = b.reference.whole
+    eye, c = torch.eye(len(b.start.mean), dtype=torch.float64), b.reference.centre
+    moved = bridge.Normal(c + a * (b.start.mean - c), a**2 * b.start.covariance + v * eye)
+    before = bridge.Coupling(b.start, moved, a * b.start.covariance)
+    for half, now in enumerate(bridge.ipf(b, 3)):
+        # seen from the end that is given: cross is Cov(given, reached)
+        (given, reached, cross), (old, old_reached, old_cross) = (
+            (q.start, q.end, q.cross) if half % 2 else (q.end, q.start, q.cross.T) for q in (now, before)
+        )
+        torch.testing.assert_close(given, b.start if half % 2 else b.end)
+        gain, kept = (torch.linalg.solve(law.covariance, m).T for law, m in ((given, cross), (old, old_cross)))
+        torch.testing.assert_close(gain, kept, rtol=1e-7, atol=1e-8)
+        expected = old_reached.mean + kept @ (given.mean - old.mean)
+        torch.testing.assert_close(reached.mean, expected, rtol=1e-7, atol=1e-7)
+        before = now
 
 
 @given(bridges.filter(lambda b: float(b.correlations[0]) < 0.8))
@@ -232,8 +324,27 @@ def test_ipf_converges_to_the_bridge(b: bridge.GaussianBridge) -> None:
 # ---------------------------------------------------------------------------------------------------- mean matching
 
 
+def limit(b: bridge.GaussianBridge, steps: int, halves: int, matching: str = "drift") -> list[float]:
+    """Mean and variance of the start at the fixed point of mean matching, by reduced-rank extrapolation of whole chains.
+
+    x₀ + Σγ_i u_i with u_i = x_{i+1} − x_i and γ the least-squares solution of u₀ + Σγ_i (u_{i+1} − u_i) = 0."""
+    chains = bridge.mean_matching(b, steps, halves, matching=matching)[40::8]
+    rows = [torch.cat([v.flatten() for v in (*chain.marginals()[0], *sum(chain.steps, ()))]) for chain in chains]
+    moves = torch.stack(rows).diff(dim=0)
+    weights = torch.linalg.lstsq(moves.diff(dim=0).T, -moves[0], rcond=1e-14, driver="gelsd").solution
+    return (rows[0] + weights @ moves[:-1])[:2].tolist()
+
+
+# mean and variance of x0, from the design's formulas
+FIXED = {
+    10: (0.453709064683, 0.320731449264),
+    20: (0.476743235739, 0.28340767099),
+    40: (0.488340178755, 0.266200728986),
+}
+
+
 def test_the_reference_values_of_mean_matching() -> None:
-    """q⁴ at N = 10, 20 and 40."""
+    """q⁴ at N = 10, 20 and 40, and the fixed points: of their N modes each makes the extrapolation worse conditioned."""
     b = bridge.gaussian(START, END, 1.0)
     expected = {
         10: (0.44665583212, 0.320144412813),
@@ -243,48 +354,63 @@ def test_the_reference_values_of_mean_matching() -> None:
     for n, values in expected.items():
         start = bridge.mean_matching(b, n, 9)[8].marginals()[0]
         assert [float(v) for v in start] == pytest.approx(values, abs=1e-11)
+    for n, halves, tolerance in ((10, 201, 1e-11), (20, 401, 1e-10), (40, 401, 3e-8)):
+        assert limit(b, n, halves) == pytest.approx(FIXED[n], abs=tolerance)
 
 
-def test_the_fixed_points_of_mean_matching_are_off_by_one_over_n() -> None:
-    """Iterates nearly stop before they are there: half iteration 400 and two before it, extrapolated geometrically (Aitken), leave 6e-11,
-    2e-7 and 5e-6 of the mean at N = 10, 20, 40, and 2e-9 of the variance."""
-    b = bridge.gaussian(START, END, 1.0)
-    expected = {
-        10: (0.453709064683, 0.320731449264, 1e-10),
-        20: (0.476743235739, 0.28340767099, 3e-7),
-        40: (0.488340178755, 0.266200728986, 8e-6),
-    }
-    fixed = []
-    for n, (mean, variance, left) in expected.items():
-        halves = bridge.mean_matching(b, n, 401)
-        x, y, z = (
-            torch.tensor([float(v) for v in halves[k].marginals()[0]], dtype=torch.float64) for k in (280, 340, 400)
-        )
-        fixed.append((z - (z - y) ** 2 / ((z - y) - (y - x))).tolist())
-        assert fixed[-1][0] == pytest.approx(mean, abs=left) and fixed[-1][1] == pytest.approx(variance, abs=2e-9)
-    means, variances = zip(*fixed, strict=True)
-    slopes = [math.log2((0.5 - one) / (0.5 - two)) for one, two in pairwise(means)]
-    assert slopes == pytest.approx([0.993, 0.996], abs=1e-3)  # 1.00 in the limit
-    slopes = [math.log2((one - 0.25) / (two - 0.25)) for one, two in pairwise(variances)]
-    assert slopes == pytest.approx([1.08, 1.04], abs=0.01)
-
-
-def test_the_first_reversal_is_off_by_one_over_n() -> None:
-    """In the variance: slopes 1.08 and 1.05 at N = 10, 20, 40, and 1 on finer grids."""
+def test_mean_matching_is_biased_by_one_over_n() -> None:
+    """Slopes of the variance after the first reversal, 1.02 at N = 20 → 40 and on finer grids 1, and at the fixed points."""
     b = bridge.gaussian(START, END, 1.0)
     first = [float(bridge.mean_matching(b, n, 1)[0].marginals()[0].covariance) - 0.28 for n in (10, 20, 40)]
     assert first == pytest.approx([0.0544203322, 0.0256403656, 0.0124125061], abs=1e-10)
     fine = [float(bridge.mean_matching(b, n, 1)[0].marginals()[0].covariance) - 0.28 for n in (160, 320, 640)]
     slopes = [math.log2(a / b) for a, b in pairwise(fine)]
     assert slopes == pytest.approx([1.0, 1.0], abs=0.01)
+    # of the mean at the fixed points 0.993 and 0.996, rising to 1
+    means = [0.5 - FIXED[n][0] for n in FIXED]
+    slopes = [math.log2(a / b) for a, b in pairwise(means)]
+    assert slopes == pytest.approx([1.0, 1.0], abs=0.01)
+    # of the variance 1.02 to 1.08 and falling as N grows
+    biases = [float(bridge.mean_matching(b, n, 61)[-1].marginals()[0].covariance) - 0.25 for n in (10, 20, 40)]
+    slopes = [math.log2(a / b) for a, b in pairwise(biases)]
+    assert slopes == pytest.approx([1.08, 1.04], abs=0.01)
 
 
 def test_matching_means_keeps_the_mean_but_not_the_variance() -> None:
     b = bridge.gaussian(START, END, 1.0)
-    start = bridge.mean_matching(b, 20, 201, matching="mean")[-1].marginals()[0]
     # what is left of the iteration falls slowly: .27618 after 80 half iterations, .27602 in the limit
-    assert float(start.mean) == pytest.approx(0.5, abs=1e-9)
-    assert float(start.covariance) == pytest.approx(0.276022378418, abs=2e-4)
+    assert limit(b, 20, 201, "mean") == pytest.approx((0.5, 0.276022378418), abs=1e-10)
+
+
+@pytest.mark.parametrize("matching", ["drift", "mean"])
+def test_each_half_regresses_what_it_says(matching: str) -> None:
+    """B(x) = E[X_{k+1} + F(X_k) − F(X_{k+1}) | X_{k+1} = x], or E[X_k | X_{k+1} = x], read off the joint law of (X_k, X_{k+1}), for the
+    chain of Euler's steps of the reference and the three that follow, in two dimensions and with a centre."""
+    b, steps = made(2, 3, 0.9, 0.8, centre=0.3), 3
+    eye = torch.eye(2, dtype=torch.float64)
+    keep, noise = 1 - 0.8 / steps, 0.9**2 / steps * eye
+    maps = [(keep * eye, torch.full((2,), (1 - keep) * 0.3, dtype=torch.float64))] * steps
+    law, out = b.start, bridge.mean_matching(b, steps, 4, matching=matching)
+    for half, chain in enumerate(out):
+        expected = []
+        for matrix, offset in maps:
+            joint = torch.cat([eye, matrix]) @ law.covariance @ torch.cat([eye, matrix]).T
+            joint[2:, 2:] += noise
+            means = torch.cat([law.mean, matrix @ law.mean + offset])
+            # the regressed variable as a linear function of (X_k, X_{k+1})
+            row = torch.cat([matrix, eye - matrix] if matching == "drift" else [eye, 0 * eye], 1)
+            slope = torch.linalg.solve(joint[2:, 2:], joint[2:] @ row.T).T
+            expected.append((slope, row @ means - slope @ means[2:]))
+            law = bridge.Normal(means[2:], joint[2:, 2:])
+        maps, law = expected[::-1], b.start if half % 2 else b.end
+        assert chain.backward == (half % 2 == 0)
+        for step, (matrix, offset) in zip(chain.steps, maps, strict=True):
+            torch.testing.assert_close(step.matrix, matrix, rtol=0, atol=10 * ROUNDING)
+            torch.testing.assert_close(step.offset, offset, rtol=0, atol=10 * ROUNDING)
+            torch.testing.assert_close(step.noise, noise)
+    torch.testing.assert_close(
+        bridge.mean_matching(b, steps, 1)[0].steps, bridge.mean_matching(b, steps, 1, matching="drift")[0].steps
+    )
 
 
 def test_one_step_of_an_ornstein_uhlenbeck_chain() -> None:
@@ -294,21 +420,6 @@ def test_one_step_of_an_ornstein_uhlenbeck_chain() -> None:
     drift, mean = (bridge.mean_matching(b, 1, 1, matching=m)[0].steps[0] for m in ("drift", "mean"))
     assert float(drift.matrix) == pytest.approx(0.742898272553, abs=1e-12)
     assert float(mean.matrix) == pytest.approx(0.729366602687, abs=1e-12)
-
-
-def test_mean_matching_moves_with_the_centre_of_its_reference() -> None:
-    rate, shift = 0.6, 1.3
-    moved = (START[0] + shift, START[1]), (END[0] + shift, END[1])
-    for k, (one, other) in enumerate(
-        zip(
-            bridge.mean_matching(bridge.gaussian(START, END, 0.8, rate=rate), 4, 3),
-            bridge.mean_matching(bridge.gaussian(*moved, 0.8, rate=rate, centre=shift), 4, 3),
-            strict=True,
-        )
-    ):
-        for a, b in zip(one.marginals(), other.marginals(), strict=True):
-            torch.testing.assert_close(a.mean + shift, b.mean, rtol=0, atol=1e-13, msg=f"half iteration {k}")
-            torch.testing.assert_close(a.covariance, b.covariance, rtol=0, atol=1e-13)
 
 
 def test_chains_are_read_in_the_order_of_time() -> None:
@@ -357,6 +468,18 @@ def test_the_coupling_has_the_ends(line: Any) -> None:
     coupling = line.log_coupling().exp()
     torch.testing.assert_close(coupling.sum(0), line.end.masses, rtol=0, atol=1e-12)
     torch.testing.assert_close(coupling.sum(1), line.start.masses, rtol=0, atol=1e-12)
+
+
+def test_errors_are_total_variations_of_the_start() -> None:
+    """Of the coupling that is handed out, whose end is exact however early one stops."""
+    x, y = (Weighted.of(torch.rand(n, 1, dtype=torch.float64), torch.rand(n, dtype=torch.float64)) for n in (6, 9))
+    assert sinkhorn(Hypercube((1,)), x, y, 0.2).errors[-1] <= 1e-9
+    for tolerance in (0.5, 1e-2, 1e-4):
+        b = sinkhorn(Hypercube((1,)), x, y, 0.2, tolerance=tolerance)
+        coupling = b.log_coupling().exp()
+        torch.testing.assert_close(coupling.sum(0), y.masses, rtol=0, atol=ROUNDING)
+        assert b.errors[-1] == pytest.approx(0.5 * float((coupling.sum(1) - x.masses).abs().sum()), abs=ROUNDING)
+        assert b.errors[-1] <= tolerance and all(error > tolerance for error in b.errors[:-1])
 
 
 def square() -> tuple[Hypercube, Weighted, Weighted]:
@@ -423,7 +546,64 @@ def test_drifts_on_grids_take_a_time_for_each_sample_and_keep_the_dtype() -> Non
     gap = b.forward(x.double(), 0.4) - b.backward(x.double(), 0.4)
     # a central difference, h² = 1e-10
     torch.testing.assert_close(gap[:, 0] / 0.5**2, difference, rtol=1e-6, atol=1e-6)
-    assert b.equation(backward=True).drift(x.double(), torch.tensor(0.5)).shape == x.shape
+    for backward, drift in ((False, b.forward), (True, b.backward)):
+        equation, at = b.equation(backward=backward), torch.tensor(0.5)
+        assert torch.equal(equation.drift(x, at), drift(x, 0.5))
+        assert equation.diffusion == 0.5 and equation.domain is box
+
+
+def test_times_on_grids_come_in_any_shape_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And blocks of a few numbers change nothing."""
+    box, start, end = square()
+    b = sinkhorn(box, start, end, 0.5)
+    x, t = torch.rand(4, 2), torch.tensor([0.1, 0.3, 0.5, 0.9])
+    whole = b.forward(x, t[:, None]), b.backward(x, t[:, None]), b.log_density(x, t[:, None]), b.log_coupling()
+    assert torch.equal(b.forward(x, t), whole[0])
+    assert torch.equal(b.forward(x.reshape(2, 2, 2), t.reshape(2, 2, 1)), whole[0].reshape(2, 2, 2))
+    torch.testing.assert_close(b.forward(x[0], t)[0], whole[0][0])
+    assert b.forward(x[:0], 0.5).shape == (0, 2) and b.log_density(x[0], 0.5).shape == ()
+    # the package's name for the module is that of the function
+    monkeypatch.setattr(sys.modules["carom.solvers.sinkhorn"], "_BLOCK", 600)
+    apart = b.forward(x, t[:, None]), b.backward(x, t[:, None]), b.log_density(x, t[:, None]), b.log_coupling()
+    torch.testing.assert_close(apart, whole, rtol=1e-6, atol=1e-6)
+
+
+def test_events_of_several_dimensions_are_flat_ones_in_another_shape() -> None:
+    """A torus whose points are 2 × 1 tables, at distances across the seam: drifts, cost, and the other end's."""
+    points = torch.rand(2, 5, 2, dtype=torch.float64)
+    masses = torch.rand(2, 5, dtype=torch.float64)
+    flat, table = (
+        sinkhorn(
+            Torus(shape), *(Weighted.of(p.reshape(5, *shape), m) for p, m in zip(points, masses, strict=True)), 0.3
+        )
+        for shape in ((2,), (2, 1))
+    )
+    apart = (points[1] - points[0][:, None] + 0.5) % 1 - 0.5
+    assert flat.cost == pytest.approx(float((flat.log_coupling().exp() * apart.square().sum(-1)).sum()), rel=ROUNDING)
+    assert table.cost == pytest.approx(flat.cost, rel=ROUNDING)
+    x, t = torch.rand(3, 2, dtype=torch.float64), torch.tensor([0.2, 0.5, 0.7])
+    for name in ("forward", "backward"):
+        drift = getattr(table, name)(x.reshape(3, 2, 1), t.reshape(3, 1, 1))
+        torch.testing.assert_close(drift.flatten(1), getattr(flat, name)(x, t[:, None]))
+
+
+def test_one_point_at_either_end_is_a_brownian_bridge() -> None:
+    """The only coupling; forward (y − x)/(1 − t), backward (x − x₀)/t, and N((1 − t)x₀ + ty, σ²t(1 − t)) between."""
+    x0, y, x, t = torch.zeros(1, 1), torch.full((1, 1), 2.0), torch.randn(4, 1, dtype=torch.float64), 0.3
+    b = sinkhorn(Euclidean((1,)), Weighted.of(x0), Weighted.of(y), 0.8)
+    assert b.errors == (0.0,) and b.cost == pytest.approx(4.0, rel=ROUNDING)
+    torch.testing.assert_close(b.forward(x, t), (2 - x) / 0.7)
+    torch.testing.assert_close(b.backward(x, t), x / 0.3)
+    law = torch.distributions.Normal(torch.tensor(0.6, dtype=torch.float64), 0.8 * math.sqrt(0.21))
+    torch.testing.assert_close(b.log_density(x, t), law.log_prob(x[:, 0]))
+
+
+def test_masses_are_normalised_and_cells_lie_in_the_middle_along_each_axis() -> None:
+    cells = Weighted.cells([0.0, -1.0], [1.0, 3.0], [2, 4], lambda x: x[:, 0])
+    assert cells.points[:5].tolist() == [[0.25, -0.5], [0.25, 0.5], [0.25, 1.5], [0.25, 2.5], [0.75, -0.5]]
+    torch.testing.assert_close(cells.masses, torch.tensor([0.0625] * 4 + [0.1875] * 4, dtype=torch.float64))
+    some = Weighted.of(torch.tensor([[1], [2], [3]]), torch.tensor([3, 0, 1]))
+    assert some.points.tolist() == [[1.0], [3.0]] and some.masses.tolist() == [0.75, 0.25]
 
 
 def test_a_domain_with_curved_walls_will_do() -> None:
@@ -456,7 +636,13 @@ def test_small_noise_does_not_underflow() -> None:
         (([0.0, 0.0], [1.0, 1.0]), END, r"expected \[d\] and \[d, d\]"),
         (([0.0, 0.0], [[1.0, 0.5], [0.0, 1.0]]), END, "symmetric"),
         (([0.0, 0.0], [[1.0, 0.0], [0.0, 1.0]]), END, "expected the 2 of start"),
+        (([0.0, 0.0], [[1.0, 1e-6], [0.0, 1.0]]), END, "symmetric"),
+        (([0.0, 0.0], [[1.0, 2.0], [2.0, 1.0]]), END, "positive definite"),
+        (([0.0, 0.0], [[1.0, 1.0], [1.0, 1.0]]), END, "positive definite"),
+        (([], torch.zeros(0, 0)), END, r"expected \[d\] and \[d, d\]"),
+        ((torch.zeros(2, 1), torch.eye(2)), END, r"got a mean of shape \(2, 1\)"),
         ((math.nan, 1.0), END, "finite"),
+        ((0.0, math.inf), END, "finite"),
     ],
 )
 def test_gaussians_that_are_none_are_refused(start: Any, end: Any, message: str) -> None:
@@ -469,31 +655,79 @@ def test_other_arguments_of_gaussian_bridges_are_refused() -> None:
         bridge.gaussian(3, END)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="sigma: got 0"):
         bridge.gaussian(START, END, 0.0)
+    with pytest.raises(ValueError, match="sigma: got -1"):
+        bridge.gaussian(START, END, -1.0)
+    with pytest.raises(ValueError, match="rate: got nan"):
+        bridge.gaussian(START, END, rate=math.nan)
+    with pytest.raises(ValueError, match=r"rate: got -400, expected a finite number in \[-300"):
+        bridge.gaussian(START, END, rate=-400.0)
+    with pytest.raises(ValueError, match="centre: got inf"):
+        bridge.gaussian(START, END, centre=math.inf)
     b = bridge.gaussian(START, END)
     with pytest.raises(ValueError, match="t: got times from 2 to 2"):
         b.marginal(2.0)
+    with pytest.raises(ValueError, match=r"t: got times from -0.1 to -0.1"):
+        b.forward(torch.zeros(3, 1), -0.1)
     with pytest.raises(ValueError, match="x: got shape"):
         b.forward(torch.zeros(3, 2), 0.5)
     with pytest.raises(ValueError, match="halves: got -1"):
         bridge.ipf(b, -1)
     with pytest.raises(ValueError, match="steps: got 0"):
         bridge.mean_matching(b, 0, 1)
+    with pytest.raises(ValueError, match=r"halves: got 1.5"):
+        bridge.mean_matching(b, 1, 1.5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="expected 'drift' or 'mean'"):
         bridge.mean_matching(b, 1, 1, matching="median")
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_each_direction_of_a_bridge_runs_its_own_way_only(backward: bool) -> None:
+    x, times = torch.rand(3, 1), [0.1, 0.9] if backward else [0.9, 0.1]
+    points = Weighted.of(torch.rand(3, 1))
+    for made in (bridge.gaussian(START, END, 1.0), sinkhorn(Hypercube((1,)), points, points, 1.0)):
+        with pytest.raises(ValueError, match="runs the other way"):
+            solve(made.equation(backward=backward), x, times, EulerMaruyama())
 
 
 def test_arguments_of_grids_are_refused() -> None:
     x = Weighted.of(torch.rand(3, 1))
     with pytest.raises(ValueError, match="masses: got shape"):
         Weighted.of(torch.rand(3, 1), torch.tensor([1.0, -1.0, 0.0]))
-    with pytest.raises(ValueError, match=r"masses: got shape \(2,\) .* expected 3 finite numbers"):
-        Weighted.of(torch.rand(3, 1), torch.ones(2))
+    for masses in (torch.tensor([1.0, math.inf, 0.0]), torch.zeros(3), torch.ones(4), torch.ones(3, 1), torch.ones(0)):
+        with pytest.raises(ValueError, match="masses: got shape"):
+            Weighted.of(torch.rand(3, 1), masses)
+    with pytest.raises(TypeError, match=r"masses: got list, expected a torch.Tensor"):
+        Weighted.of(torch.rand(3, 1), [1.0, 1.0, 1.0])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"points: got list, expected a torch.Tensor"):
+        Weighted.of([[0.0]])  # type: ignore[arg-type]
+    for points in (torch.zeros(0, 1), torch.tensor(1.0), torch.tensor([[math.inf]]), torch.tensor([[math.nan]])):
+        with pytest.raises(ValueError, match=r"points: got shape .* and finite numbers"):
+            Weighted.of(points)
+    with pytest.raises(ValueError, match=r"counts: got 2.5 cells"):
+        Weighted.cells([0.0], [1.0], [2.5], lambda x: x[:, 0])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="low < high"):
         Weighted.cells([1.0], [0.0], [5], lambda x: x[:, 0])
     with pytest.raises(ValueError, match="one for each axis"):
         Weighted.cells([0.0], [1.0], [5, 5], lambda x: x[:, 0])
     with pytest.raises(TypeError, match="whose heat kernel is known"):
         sinkhorn(Polytope([[1.0], [-1.0]], [1.0, 1.0]), x, x, 1.0)
+    with pytest.raises(TypeError, match=r"end: got Tensor, expected points with masses; make them by Weighted\.of"):
+        sinkhorn(Hypercube((1,)), x, x.points, 1.0)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="sigma: got 0, expected a finite number"):
+        sinkhorn(Hypercube((1,)), x, x, 0.0)
+    with pytest.raises(ValueError, match="sigma: got -1, expected a finite number"):
+        sinkhorn(Hypercube((1,)), x, x, -1.0)
+    with pytest.raises(ValueError, match=r"sigma: got 0.01, expected at least 0.05, below which .* take a larger one"):
+        disk = Weighted.of(torch.zeros(1, 2))
+        sinkhorn(Ball(2), disk, disk, 0.01)
+    with pytest.raises(ValueError, match="tolerance: got 0"):
+        sinkhorn(Hypercube((1,)), x, x, 1.0, tolerance=0.0)
+    with pytest.raises(ValueError, match=r"iterations: got 2.5"):
+        sinkhorn(Hypercube((1,)), x, x, 1.0, iterations=2.5)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"start: got shape \(3, 1\), expected \[\*batch, 2\]"):
+        sinkhorn(Euclidean((2,)), x, x, 1.0)
+    with pytest.raises(ValueError, match="start: 1 of 1 samples lie outside"):
+        sinkhorn(Hypercube((1,)), Weighted.of(torch.full((1, 1), 2.0)), x, 1.0)
     with pytest.raises(ValueError, match="lie outside"):
         sinkhorn(Hypercube((1,)), x, Weighted.of(torch.full((1, 1), 2.0)), 1.0)
     with pytest.raises(RuntimeError, match="after 1 iterations"):
@@ -503,3 +737,9 @@ def test_arguments_of_grids_are_refused() -> None:
         b.forward(x.points, 1.0)
     with pytest.raises(ValueError, match=r"expected \(0, 1\] backwards"):
         b.backward(x.points, 0.0)
+    with pytest.raises(ValueError, match=r"t: got times from 1.5 to 1.5"):
+        b.backward(x.points, 1.5)
+    with pytest.raises(ValueError, match="x: got shape"):
+        b.forward(torch.rand(3, 2), 0.5)
+    with pytest.raises(ValueError, match=r"t: got shape \(4, 1\), expected a number"):
+        b.forward(x.points, torch.full((4, 1), 0.5))

@@ -335,6 +335,25 @@ def test_the_reversal_is_the_reverse_sde_of_a_process_and_runs_in_falling_time_o
     assert float((moved - flow).abs().min()) > 0.1
 
 
+def test_a_reversal_is_refused_a_score_of_another_domain() -> None:
+    cube = problems.cosine()
+    with pytest.raises(
+        ValueError, match=r"score: got one on Hypercube.*expected one on the domain of the SDE, Euclidean"
+    ):
+        TimeReversal(SDE(lambda x, t: -x, 1.0, LINE), cube.score)
+
+
+def test_what_is_no_equation_and_what_has_no_derivative_are_refused() -> None:
+    x = torch.randn(3, 2, dtype=torch.float64)
+    plane = problems.gaussian_2d()
+    with pytest.raises(TypeError, match=r"equation: got Diffusion, expected an equation: process.flow"):
+        fokker_planck_residual(plane.process, plane.log_prob, x, 0.3)
+    with pytest.raises(ValueError, match="x does not enter differentiably"):
+        asymmetry(lambda x, t: -x.detach(), x, 0.3)
+    with pytest.raises(TypeError, match=r"x: got torch.int64, expected float32"):
+        asymmetry(lambda x, t: -x, torch.zeros(2, 2, dtype=torch.long), 0.3)
+
+
 # ------------------------------------------------------------------------------------------------- conservativity
 
 

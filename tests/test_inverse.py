@@ -30,8 +30,8 @@ from carom.scores import (
     check_operator,
 )
 from carom.scores.neural import MLP, MLPConfig, NeuralScore
-from carom.scores.operators import conjugate_gradients
 from carom.solvers import AdaptiveODE, Ancestral, EulerMaruyama, Heun, bind, edit, karras, sample, uniform
+from carom.solvers.systems import conjugate_gradients
 from carom.validation import propagate_moments
 
 MEAN = torch.tensor([0.3, -0.2, 0.5], dtype=torch.float64)
@@ -150,7 +150,8 @@ def test_an_operator_of_ones_own_is_solved_with_by_conjugate_gradients() -> None
     torch.testing.assert_close(0.7 * Doubled().forward(Doubled().adjoint(u)) + 0.1 * u, y, rtol=1e-10, atol=1e-10)
     # a sample stops where the map is not positive, and leaves the others alone
     signs = torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
-    found = conjugate_gradients(lambda v: signs * v, torch.ones(2, 3, dtype=torch.float64), 1, 5)
+    found, solved = conjugate_gradients(lambda v: signs * v, torch.ones(2, 3, dtype=torch.float64), 1, 5)
+    assert solved.tolist() == [True, False]
     torch.testing.assert_close(found, torch.tensor([[1.0], [0.0]], dtype=torch.float64).expand(2, 3))
 
 

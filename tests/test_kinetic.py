@@ -427,6 +427,11 @@ def test_a_step_compiles_whole(solver: Solver) -> None:
         (lambda: Kinetic(lambda x: x, (1,)), TypeError, "domain: got tuple, expected a Domain"),
         (lambda: Kinetic(lambda x: x, LINE, friction=-1), ValueError, "friction: got -1, expected a finite number in"),
         (lambda: Kinetic(lambda x: x, LINE, mass=0), ValueError, "mass: got 0"),
+        (
+            lambda: Kinetic(lambda x: x, LINE).join(torch.zeros(3, 1), torch.zeros(2, 1)),
+            ValueError,
+            r"v: got velocities \(2, 1\)",
+        ),
         (lambda: Kinetic(lambda x: x, LINE, mass="1"), TypeError, "mass: got '1', expected a number"),  # type: ignore[arg-type]
         (lambda: Kinetic(lambda x: x, LINE, temperature=0), ValueError, "temperature: got 0"),
         (lambda: solve(harmonic(1, 1), torch.zeros(3, 1), [0.0, 1.0], BAOAB()), ValueError, "expected"),

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from carom.domains import Ball, Euclidean, Hypercube, Orthant, Torus
-from carom.processes import EDM, SDE, VP, Diffusion, Langevin, RiemannianLangevin
+from carom.processes import EDM, SDE, VP, Diffusion, Kinetic, Langevin, RiemannianLangevin
 from carom.scores import GaussianMixtureScore
 from carom.solvers import (
     MALA,
+    SVGD,
     EulerMaruyama,
     Milstein,
     Reflect,
@@ -398,6 +399,16 @@ def test_a_chain_is_the_same_alone_and_in_a_batch_and_stays_inside(domain, dtype
         assert torch.equal(alone.stats["acceptance"][0], run.stats["acceptance"][i])
 
 
+def test_chains_put_where_there_is_no_density_walk_until_they_find_some_and_stay() -> None:
+    """Half of the starts lie at density 0 with a flat score; by T = 8 a Brownian path from −.5 has met 0 but for erf(.5/√32) = 10 %."""
+    log_prob = lambda x: torch.where(x[..., 0] > 0, -0.5 * x[..., 0] ** 2, -math.inf)
+    start = torch.linspace(-0.5, 0.5, 200, dtype=F64)[:, None]
+    run = solve(Langevin.of_log_prob(log_prob, LINE), start, steps(8, 160), MALA(), noise=WhiteNoise(0), save="all")
+    inside = run.trajectory[..., 0] > 0
+    assert bool(run.ok.all()) and not bool((inside[:-1] & ~inside[1:]).any())
+    assert float(inside[-1, :100].double().mean()) > 0.8
+
+
 def test_where_the_density_is_zero_nothing_is_taken_and_nan_ends_a_chain() -> None:
     log_prob = lambda x: torch.where(x[..., 0] > 0, -x[..., 0], -math.inf)
     score = lambda x: torch.where(x > 0, -1.0, torch.nan).to(x)
@@ -456,6 +467,28 @@ def test_a_metric_that_is_not_positive_definite_ends_its_own_sample() -> None:
     run = solve(equation, x, [0.0, 0.01], EulerMaruyama(), noise=SampleNoise([1, 2]))
     assert run.status.tolist() == [Status.OK, Status.NON_FINITE]
     assert torch.equal(run.x[:1], solve(equation, x[:1], [0.0, 0.01], EulerMaruyama(), noise=SampleNoise([1])).x)
+
+
+def test_every_dynamics_is_made_of_a_log_density_alone() -> None:
+    x, zero = f64(0.3, -0.7)[:, None], f64(0.0)[0]
+    log_prob = lambda x: -0.25 * x[..., 0] ** 4
+    state = torch.stack([x, 0 * x], 1)
+    kinetic = Kinetic.of_log_prob(log_prob, LINE, friction=0.5, mass=2.0)
+    torch.testing.assert_close(kinetic.acceleration(state, zero), -(x**3) / 2, rtol=1e-14, atol=0)
+    assert (kinetic.friction, kinetic.mass) == (0.5, 2.0)
+    metric = RiemannianLangevin.of_log_prob(log_prob, lambda x: 1 + x**2, LINE)
+    torch.testing.assert_close(metric.drift(x, zero), -(1 + x**2) * x**3 + 2 * x, rtol=1e-14, atol=1e-15)
+
+
+def test_a_score_that_takes_a_time_is_refused_with_the_way_to_fix_its_level() -> None:
+    score = problems.gaussian().score
+    makes = [lambda: Langevin(score, LINE), lambda: Kinetic(score, LINE), lambda: SVGD(score, LINE, 2)]
+    makes.append(lambda: RiemannianLangevin(score, f64(1.0)[0], LINE))
+    for make in makes:
+        with pytest.raises(
+            TypeError, match=r"got GaussianMixtureScore, a function of x and t.*lambda x: score\(x, 0.1\)"
+        ):
+            make()
 
 
 def test_a_run_of_no_steps_reports_no_acceptance() -> None:

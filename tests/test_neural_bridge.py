@@ -165,10 +165,75 @@ def test_the_last_step_may_go_without_noise() -> None:
 def test_a_reference_may_drift_and_is_run_first() -> None:
     learned = linear(Euclidean((1,)), 1e-9, times=2, drift=lambda x, t: 1 + t + 0 * x)
     data = torch.zeros(2, 1)
+    bad = linear(Euclidean((1,)), 1.0, times=2, drift=lambda x, t: torch.zeros(()))
+    with pytest.raises(ValueError, match=r"score/drift: got \(\) .* for a state of shape"):
+        bad.fit(data, data, halves=1, paths=3)
     # Euler's steps: ½·1 + ½·1.5
     assert learned.sample(data, seed=0).x[:, 0].tolist() == pytest.approx([1.25, 1.25])
     moved = learned.equation().drift(data, torch.tensor([[0.0], [0.5]]))
     assert moved[:, 0].tolist() == [1.0, 1.5]
+
+
+def test_samples_and_fits_draw_by_their_seeds() -> None:
+    """Also from a distribution; whose defaults are 20 steps and 10 half iterations."""
+    box, data = Hypercube((1,)), torch.rand(9, 1)
+    runs = []
+    for global_seed, seed in ((0, 3), (1, 3), (1, 4)):
+        torch.manual_seed(global_seed)
+        learned = linear(box, 1.0)
+        runs.append(learned.fit(data, box.uniform(), paths=50, seed=seed))
+    assert runs[0] == runs[1] != runs[2]
+    assert len(learned.times) == 21 and len(runs[0]) == 10
+    assert not torch.equal(learned.sample(data, seed=0).x, learned.sample(data, seed=1).x)
+    assert not torch.equal(learned.sample(data).x, learned.sample(data).x)
+
+
+def test_every_point_of_the_data_is_drawn() -> None:
+    """More paths than points: each is drawn about as often as the others (4 standard errors of a count)."""
+    data = torch.arange(5.0, dtype=torch.float64)[:, None]
+    learned = linear(Euclidean((1,)), 1e-9, times=1)
+    seen = []
+    learned.regressors[True].fit = lambda draw, generator: seen.append(draw().states) or 0.0  # type: ignore[method-assign]
+    learned.fit(data, data, halves=1, paths=1000)
+    counts = torch.bincount(seen[0].round().long().flatten(), minlength=5)
+    assert float((counts - 200.0).abs().max()) < 4 * math.sqrt(160)
+
+
+def test_events_of_several_dimensions_are_regressed_as_flat_ones() -> None:
+    """And a step without noise is reflected: nobody is ever outside."""
+    box = Hypercube((2, 3))
+    learned = linear(box, 0.5, times=4)
+    data = torch.rand(40, 2, 3)
+    learned.fit(data, 1 - data, halves=2, paths=60)
+    flat = linear(Hypercube((6,)), 0.5, times=4)
+    flat.fit(data.flatten(1), 1 - data.flatten(1), halves=2, paths=60)
+    x = data[:7]
+    for backward in (False, True):
+        drift, other = (b.equation(backward=backward).drift for b in (learned, flat))
+        t = torch.linspace(0, 1, 7)
+        torch.testing.assert_close(drift(x, t.reshape(7, 1, 1)).flatten(1), other(x.flatten(1), t[:, None]))
+        assert drift(x[0], torch.tensor(0.3)).shape == (2, 3)
+        assert bool(box.contains(learned.sample(x, backward=backward, seed=0, denoise=True).x).all())
+
+
+def test_a_step_without_noise_has_the_length_of_its_own_and_is_reflected() -> None:
+    """Rates of 10^k on a grid that is not equidistant, up to the wall and back."""
+
+    class Index(Regressor):
+        def fit(self, draw: Any, generator: torch.Generator) -> float:
+            return 0.0
+
+        def __call__(self, x: Tensor, step: Tensor) -> Tensor:
+            return (0.5 * 4.0 ** step.to(x)).expand(len(x))[:, None]
+
+    learned = DiffusionSchroedingerBridge(Hypercube((1,)), 1e-6, Index(), Index(), times=[0.0, 0.7, 0.9, 1.0])
+    data = torch.full((2, 1), 0.1, dtype=torch.float64)
+    learned.fit(data, data, halves=2, paths=2)
+    # 0.1 + 0.7·0.5 + 0.2·2 + 0.1·8 = 1.65
+    assert learned.sample(data, seed=0, denoise=True).x[:, 0].tolist() == pytest.approx([0.35] * 2, abs=1e-5)
+    # 0.1 + 0.1·8 + 0.2·2 = 1.3, so 0.7, and then 0.7·0.5 more
+    back = learned.sample(data, seed=0, backward=True, denoise=True).x
+    assert back[:, 0].tolist() == pytest.approx([0.95] * 2, abs=1e-5)
 
 
 # ------------------------------------------------------------------------------------------------------------- walls
@@ -196,17 +261,156 @@ def test_between_walls_the_target_is_the_reflected_score(place: float) -> None:
 
 @pytest.mark.parametrize("domain", [Hypercube((2,)), Torus((2,)), Ball(2)], ids=["box", "torus", "disk"])
 def test_the_uniform_law_stays_uniform_and_everybody_inside(domain: Any) -> None:
-    """Reflected Brownian motion is its own reversal in the uniform law: rates 0 up to their standard errors, σ/√(h·n) times a few."""
+    """Reflected Brownian motion is its own reversal in the uniform law: rates 0 up to their standard errors, σ/√(h·n) times a few.
+    Differences of folded positions would give rates of about σ√(2/πh) = 0.6 at the walls."""
     n, sigma = 1000, 0.4
     learned = linear(domain, sigma, times=4)
     learned.fit(domain.uniform(), domain.uniform(), halves=2, paths=n)
     x = domain.uniform().sample((100,), generator=torch.Generator().manual_seed(3))
-    # a plane's value at a point in the domain has a few times the error of a mean
-    bound = 8 * sigma * math.sqrt(4) / math.sqrt(n)
+    # a plane's value in a corner has √7 times the error of a mean, two regressions add, and of 100 points and 8 planes none should be
+    # beyond four of Rayleigh's units
+    bound = 4 * math.sqrt(2) * math.sqrt(7) * sigma * math.sqrt(4) / math.sqrt(n)
     for backward in (False, True):
         for k in range(4):
             assert float(learned.rates[backward](x, torch.tensor(k)).norm(dim=1).max()) < bound
         assert bool(domain.contains(learned.sample(x, backward=backward, seed=0).x).all())
+
+
+def test_simulated_steps_are_reflected_before_they_are_noised() -> None:
+    """A push of 1.5 from the middle of the disk comes back to 0.5, on the backward chain that the second half iteration runs; its wall is
+    2.5σ from there, which moves the mean by 0.001."""
+
+    class Push(Regressor):
+        def fit(self, draw: Any, generator: torch.Generator) -> float:
+            self.seen = draw()
+            return 0.0
+
+        def __call__(self, x: Tensor, step: Tensor) -> Tensor:
+            return torch.tensor([1.5, 0.0], dtype=x.dtype).expand_as(x)
+
+    disk, forward, sigma, n = Ball(2), Push(), 0.2, 400
+    learned = DiffusionSchroedingerBridge(disk, sigma, forward, Push(), times=1)
+    data = torch.zeros(1, 2, dtype=torch.float64)
+    learned.fit(data, data, halves=2, paths=n)
+    states, targets = (values[0] for values in forward.seen)
+    middle = torch.tensor([0.5, 0.0], dtype=torch.float64)
+    torch.testing.assert_close(states.mean(0), middle, rtol=0, atol=4 * sigma / math.sqrt(n))
+    # σ²∇ log p − b, with h = 1
+    torch.testing.assert_close(targets, sigma**2 * disk.heat_kernel(middle, sigma).score(states) - 3 * middle)
+
+
+# -------------------------------------------------------------------------------------------------------- regressors
+
+
+def some_paths(seed: int, steps: int = 3, many: int = 20, event: tuple[int, ...] = (2,)) -> Paths:
+    generator = torch.Generator().manual_seed(seed)
+    return Paths(*torch.randn(2, steps, many, *event, generator=generator, dtype=torch.float64))
+
+
+def test_a_linear_regressor_is_least_squares_over_all_its_draws() -> None:
+    """By another route, over the joined paths; the residual is the mean square of what is left."""
+    draws = [some_paths(seed) for seed in range(3)]
+    regressor, left = LinearRegressor(3), iter(draws)
+    residual = regressor.fit(lambda: next(left), torch.Generator())
+    x, y = (torch.cat(values, 1) for values in zip(*draws, strict=True))
+    rows = torch.cat([x, torch.ones_like(x[..., :1])], -1)
+    table = torch.linalg.lstsq(rows, y).solution
+    assert residual == pytest.approx(float((rows @ table - y).square().mean()), rel=1e-12)
+    for k in range(3):
+        torch.testing.assert_close(regressor(x[k], torch.tensor(k)), rows[k] @ table[k])
+    # each state with the step of its own, in float32
+    each = regressor(x[0, :3].float(), torch.arange(3))
+    torch.testing.assert_close(each, torch.stack([(rows[0, k] @ table[k]) for k in range(3)]).float())
+    # sums in float64: paths far from the origin keep their digits
+    far = LinearRegressor()
+    far.fit(lambda: Paths((draws[0].states + 1000).float(), draws[0].states.float()), torch.Generator())
+    moved = far((draws[0].states[1] + 1000).float(), torch.tensor(1))
+    torch.testing.assert_close(moved, draws[0].states[1].float(), rtol=0, atol=1e-3)
+
+
+class Probe(nn.Module):
+    """w at every x, and what it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(()))
+        self.register_buffer("calls", torch.zeros(()))
+        self.asked: list[tuple[Tensor, Tensor]] = []
+        self.modes: list[bool] = []
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        self.asked.append((x.detach(), c))
+        self.modes.append(self.training)
+        if self.training:
+            self.calls += 1
+        return self.w.expand_as(x)
+
+
+def test_a_network_sees_standardised_states_and_the_step_they_were_at() -> None:
+    """States of step k are 10 + k or so: c = 2(k + ½)/N and x = (state − mean)/std, noted at the first fit; the answer is the average's
+    times the scale, in evaluation mode."""
+    states = 10 + torch.arange(4.0)[:, None, None] + 0.01 * torch.rand(4, 30, 1)
+    probe = Probe()
+    regressor = NeuralRegressor(probe, steps=5, batch_size=64, refresh=2, lr=0.1)
+    for shift in (0.0, 7.0):
+        probe.asked.clear()
+        probe.eval()  # as a user may hand it over
+        regressor.fit(lambda shift=shift: Paths(states + shift, states), torch.Generator().manual_seed(0))
+        mean, std = float(states.mean()), float(states.std())
+        assert probe.modes == [True] * len(probe.modes)
+        for x, c in probe.asked:
+            k = (std * x[:, 0] + mean - shift - 10).floor()
+            torch.testing.assert_close(c, 2 * (k + 0.5) / 4)
+            assert set(k.tolist()) == {0.0, 1.0, 2.0, 3.0}
+    average = regressor.average
+    average.asked.clear(), average.modes.clear()  # type: ignore[operator, union-attr]
+    rates = regressor(states[2], torch.tensor(2))
+    ((x, c),) = average.asked  # type: ignore[union-attr, misc]
+    torch.testing.assert_close(x, (states[2] - mean) / std)
+    assert c.tolist() == [1.25] * 30 and average.modes == [False]
+    torch.testing.assert_close(rates, std * average.w.expand_as(rates))  # type: ignore[operator]
+    assert average.w.item() != probe.w.item()
+    assert float(average.calls) == float(probe.calls) == 10  # buffers are those of the last step
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.3, 0.99])
+def test_weights_move_by_the_rate_along_half_a_cosine_and_their_average_after_them(ema: float) -> None:
+    """Far from its target the gradient is as good as constant, and clipped it is: Adam moves by the rate itself. The average begins young:
+    its decay at step k is at most (1 + k)/(10 + k)."""
+    steps, lr = 6, 0.01
+    probe = Probe()
+    data = Paths(torch.randn(2, 50, 1, dtype=torch.float64), torch.full((2, 50, 1), 1e9, dtype=torch.float64))
+    regressor = NeuralRegressor(probe, steps=steps, batch_size=16, lr=lr, ema=ema)
+    loss = regressor.fit(lambda: data, torch.Generator().manual_seed(0))
+    w = mean = 0.0
+    for k in range(steps):
+        w += lr * (1 + math.cos(math.pi * k / steps)) / 2
+        decay = min(ema, (1 + k) / (10 + k))
+        mean = decay * mean + (1 - decay) * w
+    # Adam's ε is 1e-8 of a gradient clipped to 1, and sums are float32
+    assert probe.w.item() == pytest.approx(w, rel=1e-6)
+    assert regressor.average.w.item() == pytest.approx(mean, rel=1e-6)  # type: ignore[arg-type]
+    assert loss == pytest.approx(1e18, rel=1e-6)
+
+
+def test_gradients_are_of_the_scaled_loss_and_clipped() -> None:
+    """States and rates of size 1e-4 train as those of size 1; a clip far below Adam's ε = 1e-8 leaves the weights where they are."""
+    for clip, moved in ((1.0, 0.02), (1e-20, 0.0)):
+        probe = Probe()
+        data = Paths(1e-4 * torch.randn(2, 50, 1), torch.full((2, 50, 1), 1e-4))
+        NeuralRegressor(probe, steps=3, batch_size=16, lr=0.01, clip=clip).fit(
+            lambda data=data: data, torch.Generator()
+        )
+        assert probe.w.item() == pytest.approx(moved, rel=0.05, abs=1e-9)
+
+
+def test_the_residual_of_a_network_is_that_of_the_last_refresh() -> None:
+    """Targets of 0, 0, then 1 with weights that stand still: 1; and paths are drawn every ``refresh`` steps."""
+    targets = iter([0.0, 0.0, 1.0])
+    draw = lambda: Paths(torch.randn(2, 9, 1), torch.full((2, 9, 1), next(targets)))
+    regressor = NeuralRegressor(Probe(), steps=6, batch_size=4, refresh=2, lr=1e-12)
+    assert regressor.fit(draw, torch.Generator()) == pytest.approx(1.0, abs=1e-6)
+    assert next(targets, None) is None
 
 
 # ------------------------------------------------------------------------------------------------------------ neural
@@ -551,6 +755,26 @@ def test_what_makes_no_bridge_is_refused() -> None:
         DiffusionSchroedingerBridge(Euclidean((1,)), 1.0, one, two, times=[1.0, 0.0])
     with pytest.raises(ValueError, match="times: got 0"):
         DiffusionSchroedingerBridge(Euclidean((1,)), 1.0, one, two, times=0)
+    with pytest.raises(ValueError, match="sigma: got -1"):
+        DiffusionSchroedingerBridge(Euclidean((1,)), -1.0, one, two)
+    with pytest.raises(ValueError, match=r"times: got 2\.5, expected a whole number"):
+        DiffusionSchroedingerBridge(Euclidean((1,)), 1.0, one, two, times=2.5)  # type: ignore[arg-type]
+    for times in ([0.1, 0.5, 1.0], [0.0, 0.5, 0.9], [0.0]):
+        with pytest.raises(ValueError, match="expected one that rises from 0 to 1"):
+            DiffusionSchroedingerBridge(Euclidean((1,)), 1.0, one, two, times=times)
+    with pytest.raises(
+        ValueError, match=r"a step of standard deviation 0\.0223607, expected at least 0\.05, .* fewer steps"
+    ):
+        DiffusionSchroedingerBridge(Ball(2), 0.1, one, two, times=20)
+    # the shortest step counts, and it is its root that the noise has
+    with pytest.raises(ValueError, match=r"a step of standard deviation 0\.04,"):
+        DiffusionSchroedingerBridge(Ball(2), 0.4, one, two, times=[0.0, 0.99, 1.0])
+    with pytest.raises(TypeError, match=r"forward: got MLP, expected a Regressor, e\.g\..* NeuralRegressor\(network\)"):
+        DiffusionSchroedingerBridge(Euclidean((1,)), 1.0, network(4), two)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="backward: got int, expected a Regressor"):
+        DiffusionSchroedingerBridge(Euclidean((1,)), 1.0, one, 3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="drift: got float, expected a callable"):
+        DiffusionSchroedingerBridge(Euclidean((1,)), 1.0, one, two, drift=0.5)  # type: ignore[arg-type]
     learned = DiffusionSchroedingerBridge(Hypercube((1,)), 1.0, one, two)
     data = torch.rand(5, 1)
     with pytest.raises(RuntimeError, match="no backward rates yet"):
@@ -559,12 +783,51 @@ def test_what_makes_no_bridge_is_refused() -> None:
         learned.fit(data + 2, data)
     with pytest.raises(ValueError, match="end: 1 of 1 samples lie outside"):
         learned.fit(data, lambda n, generator: torch.full((n, 1), 2.0))
+    with pytest.raises(ValueError, match=r"start: got shape \(5,\), expected \[\*batch, 1\]"):
+        learned.fit(data[:, 0], data)
+    for nothing in (data[:0], data[0]):
+        with pytest.raises(ValueError, match=r"start: got shape .*, expected data \[n, \*event\] with n of at least 1"):
+            learned.fit(nothing, data)
+    with pytest.raises(ValueError, match=r"end: got a draw of shape \(1,\) at count 1, expected \(1, 1\)"):
+        learned.fit(data, lambda n, generator: torch.zeros(1))
+    with pytest.raises(ValueError, match=r"end: got a draw of shape \(5, 1\) at count 1"):
+        learned.fit(data, lambda n, generator: data)
+    with pytest.raises(TypeError, match=r"end: got Uniform\(.*\), whose sample takes no generator, .* in a callable"):
+        learned.fit(data, torch.distributions.Uniform(torch.zeros(1), torch.ones(1)))
     with pytest.raises(TypeError, match="expected data"):
         learned.fit(data, 3)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="halves: got 0"):
         learned.fit(data, data, halves=0)
     with pytest.raises(RuntimeError, match="no fit yet"):
         one(data, torch.tensor(0))
+
+
+def test_data_that_are_not_finite_are_refused_where_they_enter_or_when_they_are_regressed() -> None:
+    learned = linear(Euclidean((1,)), 1.0, times=2)
+    data = torch.randn(5, 1)
+    with pytest.raises(ValueError, match="start: 5 of 5 samples lie outside"):
+        learned.fit(data * math.nan, data)
+    with pytest.raises(ValueError, match=r"end: got shape .* and finite numbers"):
+        learned.fit(data, data / 0)
+    with pytest.raises(FloatingPointError, match="LinearRegressor: got a residual of nan"):
+        learned.fit(lambda n, generator: torch.full((n, 1), math.inf if n > 1 else 0.0), data)
+    with pytest.raises(
+        ValueError, match="paths: got 2 in each of 1 refreshes, expected in all at least the 3 unknowns"
+    ):
+        DiffusionSchroedingerBridge(Euclidean((2,)), 1.0, LinearRegressor(), LinearRegressor()).fit(
+            torch.randn(5, 2), torch.randn(5, 2), paths=2
+        )
+
+
+@pytest.mark.parametrize("denoise", [False, True])
+def test_one_step_is_enough_for_a_bridge(denoise: bool) -> None:
+    """Of the reference it is Brownian motion over the whole of [0, 1], whose mean stands still. No samples and one alone are states too."""
+    learned = linear(Euclidean((1,)), 1.0, times=1)
+    data = torch.zeros(3, 1)
+    there = learned.sample(data, seed=0, denoise=denoise).x
+    assert torch.equal(there, data) if denoise else float(there.std()) > 0
+    assert learned.sample(data[:0], seed=0, denoise=denoise).x.shape == (0, 1)
+    assert learned.sample(data[0], seed=0, denoise=denoise).x.shape == (1,)
 
 
 def test_states_keep_their_precision_whatever_the_network_computes_in() -> None:
@@ -585,6 +848,16 @@ def test_settings_of_regressors_are_refused() -> None:
         NeuralRegressor(network(4), ema=1.0)
     with pytest.raises(ValueError, match="lr: got 0"):
         NeuralRegressor(network(4), lr=0.0)
+    with pytest.raises(ValueError, match="clip: got 0"):
+        NeuralRegressor(network(4), clip=0.0)
+    with pytest.raises(ValueError, match="steps: got 0"):
+        NeuralRegressor(network(4), steps=0)
+    with pytest.raises(TypeError, match=r"network: got int, expected a torch\.nn\.Module"):
+        NeuralRegressor(3)  # type: ignore[arg-type]
+    scalar = NeuralRegressor(network(4), steps=1, batch_size=2)
+    scalar.network.forward = lambda x, c: c  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match=r"network: got an output of shape \(2,\), expected \(2, 1\)"):
+        scalar.fit(lambda: Paths(torch.randn(2, 5, 1), torch.randn(2, 5, 1)), torch.Generator())
     with pytest.raises(RuntimeError, match="no fit yet"):
         NeuralRegressor(network(4))(torch.zeros(1, 1), torch.tensor(0))
     wild = NeuralRegressor(network(4), steps=60, lr=1e30, clip=1e30, batch_size=4)

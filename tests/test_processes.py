@@ -395,6 +395,7 @@ REFUSALS = [
     (lambda: problems.gaussian().process.flow(3.0), TypeError, "score: got float, expected a callable"),
     (lambda: SDE(3.0, 1.0, Euclidean((1,))), TypeError, "drift: got float"),
     (lambda: SDE(lambda x, t: x, "1", Euclidean((1,))), TypeError, "diffusion: got str"),
+    (lambda: SDE(lambda x, t: x, torch.eye(3), Euclidean((2,))), ValueError, r"diffusion: got a matrix \(3, 3\)"),
     (lambda: schedule_from_config({"type": "VP", "beta": 1.0}), ValueError, "unknown arguments beta"),
     (lambda: process_from_config({"domain": {}}), ValueError, "expected 'domain' and 'schedule'"),
     (

@@ -542,6 +542,16 @@ def test_equations_and_solvers_must_fit():
         solve(reverse, x, [0.5, 0.1], Heun())
     with pytest.raises(TypeError, match=r"got a ProbabilityFlow, expected one of ReverseSDE"):
         solve(flow, x, [0.5, 0.1], EulerMaruyama())
+    line = Euclidean((1,))
+    for equation, times in (
+        (SDE(lambda x, t: x, 1.0, line, direction=1), [1.0, 0.0]),
+        (ODE(lambda x, t: x, line, direction=-1), [0.0, 1.0]),
+    ):
+        with pytest.raises(ValueError, match="DE runs the other way"):
+            solve(equation, torch.zeros(2, 1), times, EulerMaruyama() if equation.stochastic else Euler())
+        solve(equation, torch.zeros(2, 1), times[::-1], EulerMaruyama() if equation.stochastic else Euler())
+    with pytest.raises(ValueError, match="direction: got 2"):
+        SDE(lambda x, t: x, 1.0, line, direction=2)
     with pytest.raises(ValueError, match="ReverseSDE runs the other way"):
         solve(reverse, x, [0.1, 0.5], EulerMaruyama())
     with pytest.raises(ValueError, match="ForwardSDE runs the other way"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -125,10 +125,18 @@ def line_plot(
     return _save(figure, path, tight=True)
 
 
-def particle_paths(trajectory: Any, path: str | Path, *, title: str | None = None) -> Path:
+def particle_paths(
+    trajectory: Any,
+    path: str | Path,
+    *,
+    log_prob: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    title: str | None = None,
+) -> Path:
     """Where particles of a plane came from, how they went and where they rest.
 
-    Args: trajectory: ``[saved, N, 2]``, e.g. ``Solution.trajectory[:, 0]`` of a run of one ensemble.
+    Args:
+        trajectory: ``[saved, N, 2]``, e.g. ``Solution.trajectory[:, 0]`` of a run of one ensemble.
+        log_prob: of the target, ``[*batch, 2]`` → ``[*batch]`` up to a constant: its density is drawn behind them.
     """
     states = torch.as_tensor(trajectory).detach().cpu()
     if states.dim() != 3 or states.shape[-1] != 2 or not len(states):
@@ -136,6 +144,12 @@ def particle_paths(trajectory: Any, path: str | Path, *, title: str | None = Non
     figure = _figure(4.5, 4.5)
     axes = figure.add_subplot()
     axes.plot(*states.unbind(-1), color="0.75", linewidth=0.5)
+    if log_prob is not None:
+        sides = [torch.linspace(low, high, 161) for low, high in (axes.get_xlim(), axes.get_ylim())]
+        grid = torch.meshgrid(*sides, indexing="xy")
+        with torch.no_grad():
+            density = log_prob(torch.stack(grid, -1))
+        axes.contourf(*grid, (density - density.max()).exp(), cmap="Oranges", levels=8, alpha=0.6, zorder=0)
     axes.scatter(*states[0].T, s=6, color="0.6", label="start")
     axes.scatter(*states[-1].T, s=10, color="tab:blue", label="end", zorder=3)
     axes.set_aspect("equal")

@@ -6,8 +6,7 @@ References are exact where a formula gives them, else the twelve digits of an in
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,44 +44,9 @@ from . import problems
 from .bounds import GaussianStudy
 from .convergence import OrnsteinUhlenbeck
 from .orders import propagate_moments
+from .reference import Outcome, Reference
+from .references_beyond import BEYOND
 from .residuals import fokker_planck_residual
-
-
-@dataclass(frozen=True)
-class Reference:
-    """One check.
-
-    Attributes:
-        system, quantity: what is checked.
-        value: what it is.
-        measure: what it comes out as here.
-        tolerance: how far the two may be apart: the digits of the value, and what the run is asked for.
-        slides: heading in the lecture notes or section of the paper.
-    """
-
-    system: str
-    quantity: str
-    value: float
-    measure: Callable[[], Any]
-    tolerance: float
-    slides: str
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """A reference and what was measured; ``failure`` is what the check raised instead, if it did."""
-
-    reference: Reference
-    measured: float
-    failure: str = ""
-
-    @property
-    def error(self) -> float:
-        return abs(self.measured - self.reference.value)
-
-    @property
-    def passed(self) -> bool:
-        return self.error <= self.reference.tolerance  # False for NaN
 
 
 def validate(references: Sequence[Reference] | None = None) -> Iterator[Outcome]:
@@ -344,3 +308,5 @@ REFERENCES: list[Reference] = [
         "Schrödinger Bridge",
     ),
 ]
+
+REFERENCES += BEYOND

@@ -61,7 +61,8 @@ def fokker_planck_residual(
 
     Raises ``ValueError`` for a direction that is not the equation's, for a log density of another shape, and for one x does not enter.
     """
-    event, sign = equation.domain.event_shape, _direction(equation, direction)
+    sign = _direction(equation, direction)
+    event = equation.domain.event_shape
     check_event(x, event)
     equation.domain.check(x)
     ndim, batch = len(event), batch_shape(x, event)
@@ -115,6 +116,10 @@ def family_residuals(
 
 
 def _direction(equation: Equation, direction: int | None) -> int:
+    if not isinstance(equation, Equation):
+        raise TypeError(
+            f"equation: got {type(equation).__name__}, expected an equation: process.flow(score), process.reverse(score), SDE(…)"
+        )
     if direction not in (None, 1, -1):
         raise ValueError(f"direction: got {direction!r}, expected 1 (time grows), -1 (time falls) or None")
     if direction is not None and equation.direction not in (0, direction):
@@ -182,9 +187,15 @@ def asymmetry(
     time = as_like(t, x) if isinstance(t, (int, float)) else expand_right(per_batch(t, x, event_ndim, "t"), event_ndim)
     if probes is None and math.prod(event) > EXACT:
         probes = PROBES
+    if not x.is_floating_point():
+        raise TypeError(f"x: got {x.dtype}, expected float32 or float64")
     with torch.enable_grad(), twice_differentiable(probes is not None):
         at = x.detach().clone().requires_grad_()
         value = check_field(score(at, time, **condition), at)
+        if not value.requires_grad:
+            raise ValueError(
+                "score: got a value that x does not enter differentiably; call it without detach or no_grad"
+            )
         if probes is None:
             return _exact(event_flat(value, event_ndim), at, event_ndim)
         return _probed(value, at, event_ndim, probes, torch.Generator(x.device).manual_seed(seed))

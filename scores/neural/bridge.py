@@ -25,6 +25,7 @@ are fitted: ``carom.solvers.bridge.mean_matching`` computes them exactly for Gau
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import os
@@ -39,6 +40,7 @@ from torch.distributions import Distribution
 from ...domains import Domain, KernelDomain, domain_from_config
 from ...domains.tensors import batch_shape, expand_right, number
 from ...processes import SDE
+from ...processes.equations import check_field
 from ...solvers import ReflectedEulerMaruyama, Solution, WhiteNoise, solve
 from ...solvers.checks import check_times
 from . import checkpoint as files
@@ -64,7 +66,7 @@ class _Reference:
         if self.drift is None:
             return torch.zeros_like(x)
         t = self.times[step.cpu()].to(x)
-        return self.drift(x, expand_right(t, x.dim() - 1) if t.dim() else t)
+        return check_field(self.drift(x, expand_right(t, x.dim() - 1) if t.dim() else t), x)
 
 
 class DiffusionSchroedingerBridge:
@@ -77,7 +79,8 @@ class DiffusionSchroedingerBridge:
         times: a grid rising from 0 to 1, or the number of equal steps.
         drift: of the reference, a callable (x, t); none for Brownian motion.
 
-    Raises ``TypeError`` for a domain without heat kernel and for one regressor in both places, ``ValueError`` for a grid that is none.
+    Raises ``TypeError`` for a domain without heat kernel, for what is no regressor, and for one in both places, ``ValueError`` for a grid
+    that is none.
     """
 
     def __init__(
@@ -93,6 +96,15 @@ class DiffusionSchroedingerBridge:
         if not isinstance(domain, KernelDomain):
             raise TypeError(
                 f"domain: got {domain!r}, expected one with a known heat kernel, such as Hypercube or Euclidean: the target is its score"
+            )
+        for regressor, name in ((forward, "forward"), (backward, "backward")):
+            if not isinstance(regressor, Regressor):
+                raise TypeError(
+                    f"{name}: got {type(regressor).__name__}, expected a Regressor, e.g. LinearRegressor() or NeuralRegressor(network)"
+                )
+        if drift is not None and not callable(drift):
+            raise TypeError(
+                f"drift: got {type(drift).__name__}, expected a callable drift(x, t), or None for Brownian motion"
             )
         if forward is backward:
             raise TypeError(
@@ -295,7 +307,7 @@ class DiffusionSchroedingerBridge:
             value = rates(x.reshape(-1, *self.domain.event_shape), step).reshape(x.shape)
             return -value if backward else value
 
-        return SDE(drift, self.sigma, self.domain)
+        return SDE(drift, self.sigma, self.domain, direction=-1 if backward else 1)
 
     @torch.no_grad()
     def sample(
@@ -332,9 +344,9 @@ class DiffusionSchroedingerBridge:
 
 
 def _grid(times: int | Sequence[float] | Tensor) -> Tensor:
-    if isinstance(times, int):
+    if isinstance(times, (int, float)):
         check_counts(times=times)
-        return torch.linspace(0, 1, times + 1, dtype=torch.float64)
+        return torch.linspace(0, 1, int(times) + 1, dtype=torch.float64)
     grid = check_times(times)
     if len(grid) < 2 or float(grid[0]) != 0.0 or float(grid[-1]) != 1.0:
         raise ValueError(
@@ -358,9 +370,18 @@ def _drawing(law: Law, name: str, domain: Domain) -> Draw:
     """The law as a callable (count, generator) → states, checked at its first draw or, for data, here."""
     if isinstance(law, Tensor):
         domain.check(law, name)
+        if law.dim() == len(domain.event_shape) or not len(law) or not bool(law.isfinite().all()):
+            raise ValueError(
+                f"{name}: got shape {tuple(law.shape)}, expected data [n, *event] with n of at least 1 and finite numbers"
+            )
         return lambda count, generator: law[torch.randint(len(law), (count,), generator=generator).to(law.device)]
     draw: Draw
     if isinstance(law, Distribution):
+        if "generator" not in inspect.signature(law.sample).parameters:
+            raise TypeError(
+                f"{name}: got {law!r}, whose sample takes no generator, expected a law that can be drawn by a seed; draw its noise by "
+                "yourself in a callable (count, generator) → states"
+            )
         draw = lambda count, generator: law.sample((count,), generator=generator)  # type: ignore[call-arg]  # noqa: E731
     elif callable(law):
         draw = law
@@ -368,5 +389,10 @@ def _drawing(law: Law, name: str, domain: Domain) -> Draw:
         raise TypeError(
             f"{name}: got {type(law).__name__}, expected data [n, *event], a distribution, or a callable (count, generator) → states"
         )
-    domain.check(draw(1, torch.Generator().manual_seed(0)), name)
+    first = draw(1, torch.Generator().manual_seed(0))
+    domain.check(first, name)
+    if first.shape != (1, *domain.event_shape):
+        raise ValueError(
+            f"{name}: got a draw of shape {tuple(first.shape)} at count 1, expected {(1, *domain.event_shape)}: count states"
+        )
     return draw

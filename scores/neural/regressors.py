@@ -45,7 +45,7 @@ class Regressor(ABC):
         raise NotImplementedError(f"{type(self).__name__} does not define config(), which files need")
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What it has learned; nothing before it was fitted, unless it begins somewhere."""
+        """What it has learned, and what its next fit begins at; may be empty before the first."""
         raise NotImplementedError(f"{type(self).__name__} does not define state_dict(), which files need")
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -61,6 +61,8 @@ class LinearRegressor(Regressor):
     """Rates A_k x + c_k by least squares, step by step: exact for Gaussian ends but for the error of sampling.
 
     Args: refreshes: over how many draws of paths the normal equations are summed.
+
+    ``fit`` raises ``ValueError`` for fewer paths than unknowns, ``FloatingPointError`` for paths that are not finite.
     """
 
     def __init__(self, refreshes: int = 1):
@@ -73,11 +75,19 @@ class LinearRegressor(Regressor):
         for _ in range(self.refreshes):
             x, y = (values.double().flatten(2) for values in draw())
             rows = _with_one(x)
+            if self.refreshes * rows.shape[1] < rows.shape[2]:
+                raise ValueError(
+                    f"paths: got {rows.shape[1]} in each of {self.refreshes} refreshes, expected in all at least the {rows.shape[2]} "
+                    "unknowns of a component; take more"
+                )
             sums.append((rows.mT @ rows, rows.mT @ y, (y**2).mean()))
         gram, moment, square = (torch.stack(terms).sum(0) for terms in zip(*sums, strict=True))
         self.table = torch.linalg.solve(gram, moment)
         # ‖y‖² − ⟨fit, y⟩, which orthogonality makes the residual
-        return float(square - (self.table * moment).sum() / y.numel()) / self.refreshes
+        residual = float(square - (self.table * moment).sum() / y.numel()) / self.refreshes
+        if not math.isfinite(residual):
+            raise FloatingPointError(f"LinearRegressor: got a residual of {residual}, expected finite states and rates")
+        return residual
 
     def __call__(self, x: Tensor, step: Tensor) -> Tensor:
         if self.table is None:
@@ -126,6 +136,10 @@ class NeuralRegressor(Regressor):
         ema: float = 0.99,
         clip: float = 1.0,
     ):
+        if not isinstance(network, nn.Module):
+            raise TypeError(
+                f"network: got {type(network).__name__}, expected a torch.nn.Module, e.g. MLP(MLPConfig(shape))"
+            )
         check_counts(steps=steps, batch_size=batch_size, refresh=refresh)
         self.lr = number(lr, "lr", low=0.0, open_low=True)
         self.clip = number(clip, "clip", low=0.0, open_low=True)
@@ -181,7 +195,12 @@ class NeuralRegressor(Regressor):
     def _rates(self, network: nn.Module, x: Tensor, step: Tensor) -> Tensor:
         inside = ((x - self.centre) / self.scale).to(next(network.parameters()).dtype)
         condition = (2 * (step.to(inside) + 0.5) / self.count).expand(len(x))
-        return self.scale * answer(network(inside, condition)).to(x.dtype)
+        rates = answer(network(inside, condition))
+        if rates.shape != x.shape:
+            raise ValueError(
+                f"network: got an output of shape {tuple(rates.shape)}, expected {tuple(x.shape)}, that of x"
+            )
+        return self.scale * rates.to(x.dtype)
 
     def __call__(self, x: Tensor, step: Tensor) -> Tensor:
         if not self.count:
