@@ -514,6 +514,11 @@ MINUS = Langevin(lambda x: -x, LINE)
             ValueError,
             r"metric_inverse: got a constant of shape \(3, 3\) for states \[\*batch, 2\], expected a positive number",
         ),
+        (
+            lambda: RiemannianLangevin(lambda x: -x, torch.eye(2).cumsum(0), PLANE),
+            ValueError,
+            "symmetric positive definite",
+        ),
         (lambda: RiemannianLangevin(lambda x: -x, -torch.eye(2), PLANE), ValueError, "symmetric positive definite"),
         (lambda: RiemannianLangevin(lambda x: -x, f64(1.0, -1.0), PLANE), ValueError, "a positive diagonal"),
         (
