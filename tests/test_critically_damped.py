@@ -451,6 +451,7 @@ def test_training_a_score_of_velocities_resumes_to_the_bit(tmp_path: Path) -> No
     assert rows.shape == (2, 3, 1, 2) and whole(u[:0], 0.3).shape == (0, 3, 1, 2)
     for at in (t[1, 2], t[1:, 2:, None, None]):
         torch.testing.assert_close(whole(u[1:, 2:], at, label=label[1:, 2:]), rows[1:, 2:], rtol=1e-5, atol=1e-6)
+    assert not torch.equal(whole(u, 0.3, label=0), whole(u, 0.3, label=1))
     assert whole(u.double(), 0.3).dtype == F64 and whole.rows(torch.tensor([0])) is whole
 
 
@@ -554,6 +555,11 @@ class Wide(nn.Module):
         ),
         (
             lambda: train(mixed(PROCESS), torch.zeros(4, 1), objective=DenoisingScoreMatching(), steps=1),
+            TypeError,
+            "for a MixedScore, expected HybridScoreMatching",
+        ),
+        (
+            lambda: train(mixed(PROCESS), torch.zeros(4, 1), objective=HybridScoreMatching(RISING), steps=1),
             TypeError,
             "for a MixedScore, expected HybridScoreMatching",
         ),

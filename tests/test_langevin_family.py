@@ -249,6 +249,12 @@ def test_milstein_uses_one_normal_for_both_its_terms() -> None:
         assert 0.25 - 1e-15 <= float(x.min()) < 0.3
 
 
+def test_an_inverse_is_a_constant_metric_though_rounding_leaves_it_uneven() -> None:
+    uneven = torch.tensor([[1.0, 0.3], [0.3 + 1e-7, 0.5]])
+    x = torch.tensor([[1.0, 2.0]])
+    torch.testing.assert_close(RiemannianLangevin(lambda x: -x, uneven, PLANE).drift(x, x[0, 0]), -x @ uneven)
+
+
 # ----------------------------------------------------------------------------------------------------------------------------- MALA
 
 
@@ -513,6 +519,11 @@ MINUS = Langevin(lambda x: -x, LINE)
             lambda: RiemannianLangevin(lambda x: -x, torch.ones(3, 3), PLANE),
             ValueError,
             r"metric_inverse: got a constant of shape \(3, 3\) for states \[\*batch, 2\], expected a positive number",
+        ),
+        (
+            lambda: RiemannianLangevin(lambda x: -x, f64(2.0, 0.5, 0.0, 1.0).reshape(2, 2), PLANE),
+            ValueError,
+            "symmetric positive definite",
         ),
         (lambda: RiemannianLangevin(lambda x: -x, -torch.eye(2), PLANE), ValueError, "symmetric positive definite"),
         (lambda: RiemannianLangevin(lambda x: -x, f64(1.0, -1.0), PLANE), ValueError, "a positive diagonal"),

@@ -55,6 +55,9 @@ def test_the_command_prints_the_table_and_ends_with_the_verdict(monkeypatch: pyt
     monkeypatch.setattr(references, "REFERENCES", [dataclasses.replace(good, value=1.0)])
     result = runner.invoke(app, ["validate"], env={"COLUMNS": "160"})
     assert result.exit_code == 1 and "FAILED" in result.output and "error 5.93e-02, allowed 1e-11" in result.output
+    monkeypatch.setattr(references, "REFERENCES", [good, dataclasses.replace(good, measure=broken)])
+    result = runner.invoke(app, ["validate"], env={"COLUMNS": "160"})
+    assert result.exit_code == 1 and "RuntimeError: no flow" in result.output and "1 of 2 checks agree" in result.output
     result = runner.invoke(app, ["validate", "--only", "teleport"])
     assert result.exit_code == 2 or result.exit_code == 1
     assert "expected part of one of: VP SDE" in " ".join(result.output.split())

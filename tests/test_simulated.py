@@ -232,6 +232,23 @@ def test_the_grid_keeps_the_stationary_law_of_an_anharmonic_drift() -> None:
     grid = GridLaw(cubic, math.sqrt(6), stationary, -4, 4, 401)
     p = grid.density(5.0)
     assert abs(p - grid.density(0.0)).max() < 1e-11
+    # and forever: the eigenvalue 0 of this law would come with rounding
+    assert abs(grid.density(1e13) - grid.density(0.0)).max() < 1e-11
+    assert len(GridLaw(cubic, math.sqrt(6), stationary, -4, 4).x) == 801
+
+
+def test_where_a_density_is_rounding_it_is_not_negative_and_has_no_score() -> None:
+    grid = GridLaw(lambda x, t: -x, math.sqrt(2), lambda x: (-((x - 0.5) ** 2) / 0.5).exp(), -9, 9, 401)
+    p, score = grid.density(0.05), grid.score(0.05)
+    assert (p >= 0).all() and bool(torch.tensor(score).isnan()[abs(torch.tensor(grid.x)) > 8].all())
+    assert bool(torch.tensor(score).isfinite()[abs(torch.tensor(grid.x) - 0.5) < 1].all())
+
+
+def test_the_divergence_is_an_integral_over_time() -> None:
+    """A score wrong by t/10 in N(0, 1), stationary: ½g²∫ .01 t² dt over [.1, 1] = .00333, to the .01 of the grid's own score."""
+    grid = GridLaw(lambda x, t: -x, math.sqrt(2), lambda x: (-(x**2) / 2).exp(), -7, 7, 801)
+    found = grid.divergence(lambda x, t: -x + 0.1 * t, 0.1, 1.0)
+    assert found == pytest.approx(0.01 * (1 - 0.1**3) / 3, rel=1e-2)
 
 
 def cubic(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
@@ -345,5 +362,28 @@ def test_what_cannot_be_simulated_is_refused() -> None:
         GridLaw(lambda x, t: -(x**3), 0.1, lambda x: 1 + 0 * x, -4, 4)
     with pytest.raises(ValueError, match="density: got"):
         GridLaw(lambda x, t: -x, 1.0, lambda x: -1 + 0 * x, -4, 4)
+    for nothing in (lambda x: 0 * x, lambda x: 0 * x + math.inf, lambda x: math.nan * x):
+        with pytest.raises(ValueError, match="density: got"):
+            GridLaw(lambda x, t: -x, 1.0, nothing, -4, 4, 5)
+    settings = {
+        "drift": lambda x, t: -x,
+        "noise": 1.0,
+        "density": lambda x: 1 + 0 * x,
+        "low": -4,
+        "high": 4,
+        "points": 5,
+    }
+    for change, message in (
+        ({"noise": 0.0}, "noise: got 0"),
+        ({"high": -4}, "high: got -4"),
+        ({"low": math.nan}, "low: got nan"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            GridLaw(**settings | change)
+    with pytest.raises(ValueError, match="t: got -1"):
+        GridLaw(**settings).density(-1.0)
+    for ends, message in (((0.0, 1.0), "low: got 0"), ((1.0, 1.0), "high: got 1")):
+        with pytest.raises(ValueError, match=message):
+            GridLaw(**settings).divergence(lambda x, t: -x, *ends)
     with pytest.raises(ValueError, match="points: got 2"):
         GridLaw(lambda x, t: -x, 1.0, lambda x: 1 + 0 * x, -4, 4, points=2)

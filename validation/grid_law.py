@@ -62,6 +62,7 @@ class GridLaw:
         out[1:] += np.exp(0.5 * rise)
         # symmetric in the weights √π, π = e^{−U}
         self.values, self.vectors = eigh_tridiagonal(-rate * out, np.full(points - 1, rate))
+        self.values[-1] = 0.0  # that of the stationary law; as found it is rounding, which a long time would amplify
         self.root = np.exp(-0.5 * potential)
         start = density(torch.tensor(self.x)).numpy()
         if not ((start >= 0).all() and start.sum() > 0 and np.isfinite(start).all()):
