@@ -25,7 +25,6 @@ are fitted: ``carom.solvers.bridge.mean_matching`` computes them exactly for Gau
 
 from __future__ import annotations
 
-import inspect
 import json
 import math
 import os
@@ -35,7 +34,6 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution
 
 from ...domains import Domain, KernelDomain, domain_from_config
 from ...domains.tensors import batch_shape, expand_right, number
@@ -45,12 +43,11 @@ from ...solvers import ReflectedEulerMaruyama, Solution, WhiteNoise, solve
 from ...solvers.checks import check_times
 from . import checkpoint as files
 from .batches import mix
+from .laws import Draw, Law, described, drawing
 from .regressors import Paths, Regressor, check_counts, regressor_from_config
-from .resuming import check_same, describe
+from .resuming import check_same
 from .terminal import Bar, interruptions, say_interrupted
 
-Draw = Callable[[int, torch.Generator], Tensor]
-Law = Tensor | Distribution | Draw
 # by direction, True being backward
 _NAMES = {False: "forward", True: "backward"}
 _PREFIXES = ("times", "forward.", "backward.")
@@ -165,8 +162,8 @@ class DiffusionSchroedingerBridge:
         check_counts(halves=halves, paths=paths)
         if resume and checkpoint is None:
             raise ValueError("fit: got resume=True without a checkpoint; name the file to resume from")
-        laws = {False: _drawing(start, "start", self.domain), True: _drawing(end, "end", self.domain)}
-        settings = {"start": _described(start), "end": _described(end), "paths": paths, "seed": seed}
+        laws = {False: drawing(start, "start", self.domain), True: drawing(end, "end", self.domain)}
+        settings = {"start": described(start), "end": described(end), "paths": paths, "seed": seed}
         losses = self._resumed(checkpoint, settings) if resume and checkpoint is not None else []
         with (
             interruptions() as interrupted,
@@ -359,40 +356,3 @@ def _times(file: files.Checkpoint) -> Tensor:
     if "times" not in file.tensors:
         raise ValueError(f"checkpoint: got {str(file.path)!r} without the grid of times; save it again")
     return file.tensors["times"]
-
-
-def _described(law: Law) -> Any:
-    """A law as a checkpoint names it: data by their shape, others by their names."""
-    return list(law.shape) if isinstance(law, Tensor) else describe(law)
-
-
-def _drawing(law: Law, name: str, domain: Domain) -> Draw:
-    """The law as a callable (count, generator) → states, checked at its first draw or, for data, here."""
-    if isinstance(law, Tensor):
-        domain.check(law, name)
-        if law.dim() == len(domain.event_shape) or not len(law) or not bool(law.isfinite().all()):
-            raise ValueError(
-                f"{name}: got shape {tuple(law.shape)}, expected data [n, *event] with n of at least 1 and finite numbers"
-            )
-        return lambda count, generator: law[torch.randint(len(law), (count,), generator=generator).to(law.device)]
-    draw: Draw
-    if isinstance(law, Distribution):
-        if "generator" not in inspect.signature(law.sample).parameters:
-            raise TypeError(
-                f"{name}: got {law!r}, whose sample takes no generator, expected a law that can be drawn by a seed; draw its noise by "
-                "yourself in a callable (count, generator) → states"
-            )
-        draw = lambda count, generator: law.sample((count,), generator=generator)  # type: ignore[call-arg]  # noqa: E731
-    elif callable(law):
-        draw = law
-    else:
-        raise TypeError(
-            f"{name}: got {type(law).__name__}, expected data [n, *event], a distribution, or a callable (count, generator) → states"
-        )
-    first = draw(1, torch.Generator().manual_seed(0))
-    domain.check(first, name)
-    if first.shape != (1, *domain.event_shape):
-        raise ValueError(
-            f"{name}: got a draw of shape {tuple(first.shape)} at count 1, expected {(1, *domain.event_shape)}: count states"
-        )
-    return draw
