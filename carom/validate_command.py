@@ -31,7 +31,7 @@ def validate_command(
         outcomes = list(tqdm(validate(chosen), total=len(chosen), desc="validate", unit="check", leave=False))
         table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for name in ("system", "quantity"):
-            table.add_column(name, overflow="fold", ratio=1)
+            table.add_column(name, ratio=1, min_width=19 if name == "system" else None)
         for name in ("reference", "measured", "error", ""):
             table.add_column(name, no_wrap=True)
         for o in outcomes:
@@ -49,5 +49,5 @@ def validate_command(
 
 
 def _short(value: float) -> str:
-    """Nine digits of a number; of one that stands for 0, its size."""
-    return f"{value:.9g}" if value == 0 or abs(value) > 1e-7 else f"{value:.0e}"
+    """Eight digits of a number; of one that stands for 0, its size."""
+    return f"{value:.8g}" if value == 0 or abs(value) > 1e-7 else f"{value:.0e}"

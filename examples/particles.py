@@ -21,7 +21,9 @@ score = torch.func.grad(lambda x: log_p(x).sum())
 count, plane = 100, Euclidean((2,))
 start = torch.randn(1, count, 2, generator=torch.Generator().manual_seed(0))
 times = torch.linspace(0, 20, 101)
-print(f"target: mean {rounded(centres.mean(0))}, variances {rounded(1 + centres.var(0, correction=0))}")
+print(
+    f"at t = 20, SVGD not quite at rest; target: mean {rounded(centres.mean(0))}, variances {rounded(1 + centres.var(0, correction=0))}"
+)
 for kind in (SVGD, Blob, GFSD, GFSF):
     run = solve(kind(score, plane, count), start, times, Heun(), save="all")
     x = run.x[0]

@@ -8,6 +8,7 @@ a drift. F is read through the *wall*, one hook with three moments: reading the 
 from __future__ import annotations
 
 import copy
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -67,13 +68,22 @@ def check_field(value: Any, u: Tensor) -> Tensor:
 
 
 def check_timeless(score: Any) -> None:
-    """Refuse what is no score(x) of one level: not callable, or a score of a process, which takes a time."""
-    if not callable(score) or getattr(score, "process", None) is not None:
+    """Refuse what is no score(x) of one level: not callable, or one that takes a time as those of processes do."""
+    if not callable(score) or getattr(score, "process", None) is not None or _asked_for(score) > 1:
         what = "" if not callable(score) else ", a function of x and t"
         raise TypeError(
             f"score: got {type(score).__name__}{what}, expected a callable score(x) -> tensor of x's shape; fix the level of one that "
             "takes a time: lambda x: score(x, 0.1)"
         )
+
+
+def _asked_for(function: Callable[..., Any]) -> int:
+    """How many positional arguments a callable cannot do without; 1 where that cannot be told."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return 1
+    return sum(p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
 
 
 class Equation(ABC):

@@ -242,7 +242,7 @@ class VanishingKernel(Kernel):
     Args:
         kernel: k₀.
         domain: where a particle lives, with walls.
-        width: of the layer in which it falls, a length > 0; particles within it move slowly.
+        width: of the layer in which it falls, a length > 0, in which particles move slowly; a tenth or a fifth of the domain does well.
     """
 
     smooths = False

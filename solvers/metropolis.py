@@ -35,9 +35,10 @@ class _Chain(NamedTuple):
 class MALA(Solver):
     r"""Metropolis-adjusted Langevin steps of size h = s − t: the stationary law is p itself at any h, where ``EulerMaruyama`` errs by O(h).
 
-    Each sample decides for itself. ``Solution.stats["acceptance"]`` is the share of its proposals that was taken ``[*batch]``; about .57 is
-    best in many dimensions, where h falls as d^{−1/3}. Needs the equation's ``log_prob``. One evaluation a step (two in the first), two
-    draws. A state at which p or its score is NaN ends its sample; one at which p is 0 takes every proposal until it has left.
+    Each sample decides for itself. ``Solution.stats["acceptance"]`` is the share of its proposals that was taken ``[*batch]``. A mean of
+    about .57 is best in many dimensions, where h falls as d^{−1/3}, but the least of them counts as well: a chain that never moved has
+    seen nothing. Needs the equation's ``log_prob``. One evaluation a step (two in the first), two draws. A state at which p or its score
+    is NaN ends its sample; one at which p is 0 takes every proposal until it has left.
 
     Source: Roberts & Tweedie 1996; Roberts & Rosenthal 1998 for the rate.
     """

@@ -490,6 +490,10 @@ def test_a_score_that_takes_a_time_is_refused_with_the_way_to_fix_its_level() ->
     score = problems.gaussian().score
     makes = [lambda: Langevin(score, LINE), lambda: Kinetic(score, LINE), lambda: SVGD(score, LINE, 2)]
     makes.append(lambda: RiemannianLangevin(score, f64(1.0)[0], LINE))
+    for timed in (lambda x, t: -x, lambda x, t, *, label=None: -x):
+        with pytest.raises(TypeError, match=r"got function, a function of x and t.*lambda x: score\(x, 0.1\)"):
+            Langevin(timed, LINE)
+    Langevin(lambda x, t=0.0, **condition: -x, LINE)
     for make in makes:
         with pytest.raises(
             TypeError, match=r"got GaussianMixtureScore, a function of x and t.*lambda x: score\(x, 0.1\)"

@@ -738,6 +738,9 @@ def test_a_fit_goes_on_from_its_own_file_alone(tmp_path: Path) -> None:
         resume(checkpoint=None)
     with pytest.raises(FileNotFoundError, match="does not exist"):
         resume()
+    for place, what in ((tmp_path, "a folder"), (tmp_path / "none" / "b", "a file in .*none', which is no folder")):
+        with pytest.raises(ValueError, match=f"checkpoint: got .*{what}; expected a file in a folder that exists"):
+            resume(checkpoint=place, resume=False)
     linear(Hypercube((1,)), 0.5, times=2).save(path)
     with pytest.raises(ValueError, match="without the state of a fit"):
         resume()
@@ -746,8 +749,10 @@ def test_a_fit_goes_on_from_its_own_file_alone(tmp_path: Path) -> None:
     other = r"belongs to another training: {}; pass the settings it was started with"
     with pytest.raises(ValueError, match=other.format("paths is 50 there and 51 here; seed is 3 there and 4 here")):
         resume(paths=51, seed=4)
-    with pytest.raises(ValueError, match=other.format(r"end is \[9, 1\] there and \[8, 1\] here")):
+    with pytest.raises(ValueError, match=r"end is '\[9, 1\] of sum .* there and '\[8, 1\] of sum .* here"):
         resume(end=data[1:])
+    with pytest.raises(ValueError, match=r"end is '\[9, 1\] of sum .* there and '\[9, 1\] of sum .* here"):
+        resume(end=1 - data)
     with pytest.raises(ValueError, match=other.format(r"times is \[0.0, 0.5, 1.0\] there and \[0.0, 1.0\] here")):
         resume(linear(Hypercube((1,)), 0.5, times=1))
     with pytest.raises(ValueError, match=other.format("sigma is 0.5 there and 0.6 here")):

@@ -417,6 +417,12 @@ def resumable(tmp_path, **options) -> dict:
         ({"steps": 1, "ema": 1.0}, ValueError, r"ema: got 1.0, expected a decay in \[0, 1\)"),
         ({"steps": 1, "resume": True}, ValueError, "resume=True without a checkpoint"),
         ({"steps": 1, "epochs": 3}, TypeError, "epochs"),
+        ({"steps": 1, "checkpoint": "."}, ValueError, r"checkpoint: got '\.', a folder"),
+        (
+            {"steps": 1, "checkpoint": "none/c"},
+            ValueError,
+            "checkpoint: got 'none/c', a file in 'none', which is no folder",
+        ),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(options, error, message):

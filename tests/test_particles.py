@@ -440,6 +440,15 @@ def test_gradients_flow_through_a_run() -> None:
     assert torch.autograd.gradcheck(cost, (x.clone().requires_grad_(),), atol=1e-6)
 
 
+def test_a_flow_is_made_of_a_log_density_alone() -> None:
+    x = cloud(5)
+    made = Blob.of_log_prob(lambda x: -0.5 * x.square().sum(-1), PLANE, 5, RBF(0.4), block=7)
+    torch.testing.assert_close(
+        velocity(made, x), velocity(Blob(standard, PLANE, 5, RBF(0.4)), x), rtol=1e-14, atol=1e-15
+    )
+    assert made.block == 7
+
+
 def test_particles_move_as_time_rises_only() -> None:
     """Run backwards the flow would drive them away from the target."""
     with pytest.raises(ValueError, match="SVGD runs the other way"):
@@ -570,6 +579,8 @@ def test_with_it_svgd_finds_the_uniform_law_between_walls() -> None:
     assert off[0] > 0.03 and off[1] < 0.01
     with pytest.raises(TypeError, match="SVGD takes any"):
         Blob(torch.zeros_like, box, count, kernel)
+    with pytest.raises(ValueError, match=r"vanishes at the walls of Hypercube\(\(1,\), low=0, high=3\), expected"):
+        SVGD(torch.zeros_like, box, count, VanishingKernel(RBF(), Hypercube((1,), low=0, high=3), 0.1))
     with pytest.raises(ValueError, match="width: got 0"):
         VanishingKernel(RBF(), box, 0.0)
 

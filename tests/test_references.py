@@ -49,7 +49,7 @@ def test_the_command_prints_the_table_and_ends_with_the_verdict(monkeypatch: pyt
     for columns in ("80", "160"):
         result = runner.invoke(app, ["validate", "--only", "vp sde"], env={"COLUMNS": columns})
         assert result.exit_code == 0, result.output
-        assert "2 of 2 checks agree" in result.output and "0.940702141 " in result.output
+        assert "2 of 2 checks agree" in result.output and "0.94070214 " in result.output
         assert result.output.count("variance at t = ½") == 2 and " ok" in result.output
     good = next(r for r in REFERENCES if r.system == "VP SDE")
     monkeypatch.setattr(references, "REFERENCES", [dataclasses.replace(good, value=1.0)])

@@ -33,6 +33,7 @@ from ..solvers import (
     ScoreStatistics,
     Solver,
     UniPC,
+    VanishingKernel,
     Wall,
     Weighted,
     bridge,
@@ -200,6 +201,18 @@ def _still(kind: Any, **settings: Any) -> Tensor:
     return flow.field(_f64(-a, a)[None, :, None], torch.tensor(0.0)).abs().max()
 
 
+def _stein() -> Tensor:
+    """E_p[k(y, x) g(x) + ∂k/∂x] of a kernel that vanishes at the walls of [0, 1], p ∝ eˣ; panels end where its layers do."""
+    kernel, y = VanishingKernel(RBF(FixedBandwidth(0.05)), Hypercube((1,)), 0.2), _f64(0.3)[:, None]
+    total = torch.zeros(1, 1, dtype=torch.float64)
+    for low, high in ((0.0, 0.2), (0.2, 0.8), (0.8, 1.0)):
+        node, weight = _legendre(40)
+        x = (low + (high - low) * node)[:, None]
+        slope_x = torch.func.jvp(lambda u: kernel.values(y, u), (x,), (torch.ones_like(x),))[1]
+        total = total + (kernel.values(y, x) + slope_x) @ ((high - low) * weight[:, None] * x.exp())
+    return total
+
+
 def _obabo() -> Tensor:
     """The variance of velocities after one step from the rule's stationary law on g = −x/.7, h = ½."""
     w, h = 0.7, 0.5
@@ -333,10 +346,11 @@ BEYOND: list[Reference] = [
     Reference(
         "GFSF", "speed of a pair at rest", 0.0, lambda: _still(GFSF, ridge=0.0), 1e-12, "Particle-based inference"
     ),
+    Reference("SVGD between walls", "identity of Stein", 0.0, _stein, 1e-13, "Particle-based inference"),
     Reference("kinetic Langevin (OBABO)", "variance of velocities", 1.0, _obabo, 1e-12, "beyond the notes"),
     Reference("critically damped, SSCS", "stationary variance", 1.0, _sscs, 1e-12, "beyond the notes"),
     Reference(
-        "Sinkhorn on grids",
+        "Schrödinger bridge, Sinkhorn",
         "covariance of the ends",
         0.366025403784,
         _grid_bridge,
@@ -344,7 +358,7 @@ BEYOND: list[Reference] = [
         "Schrödinger Bridge: background",
     ),
     Reference(
-        "IPF",
+        "Schrödinger bridge, IPF",
         "mean of the start, third iterate",
         0.478873239437,
         lambda: bridge.ipf(bridge.gaussian(START, END, 1.0), 5)[4].start.mean,
@@ -352,7 +366,7 @@ BEYOND: list[Reference] = [
         "Schrödinger Bridge: background",
     ),
     Reference(
-        "mean matching (DSB)",
+        "Schrödinger bridge, mean matching",
         "mean of the start, N = 20",
         0.472380434865,
         lambda: _matched(20),

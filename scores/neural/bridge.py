@@ -125,6 +125,9 @@ class DiffusionSchroedingerBridge:
         forward = self.regressors[False] if self.halves > 1 else self.reference
         return {False: forward, True: self.regressors[True]} if self.halves else {False: forward}
 
+    def __repr__(self) -> str:
+        return f"DiffusionSchroedingerBridge({self.domain!r}, {self.sigma:g}, {len(self.times) - 1} steps, {self.halves} half iterations)"
+
     def fit(
         self,
         start: Law,
@@ -162,6 +165,8 @@ class DiffusionSchroedingerBridge:
         check_counts(halves=halves, paths=paths)
         if resume and checkpoint is None:
             raise ValueError("fit: got resume=True without a checkpoint; name the file to resume from")
+        if checkpoint is not None:
+            files.check_place(checkpoint)
         laws = {False: drawing(start, "start", self.domain), True: drawing(end, "end", self.domain)}
         settings = {"start": described(start), "end": described(end), "paths": paths, "seed": seed}
         losses = self._resumed(checkpoint, settings) if resume and checkpoint is not None else []

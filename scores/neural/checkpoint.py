@@ -60,6 +60,14 @@ def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix + "."): v for k, v in tensors.items() if k.startswith(prefix + ".")}
 
 
+def check_place(path: str | os.PathLike[str]) -> None:
+    """Refuse, before any work is done, a place where no file can be written."""
+    target = Path(path)
+    if target.is_dir() or not target.parent.is_dir():
+        what = "a folder" if target.is_dir() else f"a file in {str(target.parent)!r}, which is no folder"
+        raise ValueError(f"checkpoint: got {str(target)!r}, {what}; expected a file in a folder that exists")
+
+
 def write(
     path: str | os.PathLike[str], header: Mapping[str, Any], tensors: Mapping[str, Tensor], kind: str = SCORE
 ) -> None:

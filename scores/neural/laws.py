@@ -18,8 +18,11 @@ Law = Tensor | Distribution | Draw
 
 
 def described(law: Law) -> Any:
-    """A law as a checkpoint names it: data by their shape, others by their names."""
-    return list(law.shape) if isinstance(law, Tensor) else describe(law)
+    """A law as a checkpoint names it: data by their shape and the sums of values and squares, others by their names."""
+    if not isinstance(law, Tensor):
+        return describe(law)
+    values = law.detach().double()
+    return f"{list(law.shape)} of sum {float(values.sum())!r} and squares {float(values.square().sum())!r}"
 
 
 def drawing(law: Law, name: str, domain: Domain) -> Draw:

@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 from ...domains.tensors import is_int
 from . import resuming
 from .batches import Batches
+from .checkpoint import check_place
 from .dataset import DomainDataset
 from .loop import Every, Loop
 from .metrics import Curve, Metrics
@@ -135,6 +136,8 @@ def train(
         raise ValueError("train: got neither steps nor seconds, expected a budget, e.g. steps=2000")
     if resume and checkpoint is None:
         raise ValueError("train: got resume=True without a checkpoint; name the file to resume from")
+    if checkpoint is not None:
+        check_place(checkpoint)
     _check_counts(steps=steps, batch_size=batch_size, checkpoint_every=checkpoint_every, log_every=log_every)
     _check_counts(metrics_every=metrics_every, samples_every=samples_every, microbatches=microbatches)
     _check_at_least(0, seconds=seconds, warmup=warmup, weight_decay=weight_decay, clip=clip)
