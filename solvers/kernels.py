@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..domains import Domain
+from ..domains import Domain, Product, Torus
 from ..domains.tensors import as_like, is_int, number
 
 
@@ -30,6 +30,14 @@ class Kernel(ABC):
 
     straight: bool = False
     smooths: bool = True
+
+    def check(self, domain: Domain) -> None:
+        """Refuse a domain of particles on which this kernel means nothing."""
+        if self.straight and _identifies_points(domain):
+            raise TypeError(
+                f"kernel: got {self!r} on {domain!r}, where opposite ends are one and the same, expected a periodic kernel; derive one "
+                "from Kernel"
+            )
 
     def fitted(self, x: Tensor) -> Kernel:
         """The kernel for these particles ``[N, d]``, with its bandwidth set; itself if there is nothing to set."""
@@ -46,6 +54,10 @@ class Kernel(ABC):
     def slope_y(self, x: Tensor, y: Tensor, values: Tensor) -> Tensor:
         """Σ_j ∂k(x_i, y_j)/∂y_j: ``[n, d]``."""
         return _by_coordinate(lambda u: self.values(x, u).sum(1), y)
+
+
+def _identifies_points(domain: Domain) -> bool:
+    return isinstance(domain, Torus) or (isinstance(domain, Product) and any(map(_identifies_points, domain.domains)))
 
 
 def _by_coordinate(function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
@@ -257,6 +269,13 @@ class VanishingKernel(Kernel):
 
     def __repr__(self) -> str:
         return f"VanishingKernel({self.kernel!r}, {self.domain!r}, {self.width:g})"
+
+    def check(self, domain: Domain) -> None:
+        if repr(self.domain) != repr(domain):
+            raise ValueError(
+                f"kernel: got one that vanishes at the walls of {self.domain!r}, expected {domain!r}, where particles live"
+            )
+        super().check(domain)
 
     def fitted(self, x: Tensor) -> Kernel:
         return VanishingKernel(self.kernel.fitted(x), self.domain, self.width)

@@ -34,7 +34,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from ..domains import Domain, Ensemble, Euclidean, Product, Torus
+from ..domains import Domain, Ensemble, Euclidean
 from ..domains.tensors import is_int, number
 from ..processes import ODE
 from ..processes.equations import check_field, check_timeless
@@ -73,17 +73,8 @@ class ParticleFlow(ODE):
             raise TypeError(f"kernel: got {kernel!r}, expected a Kernel, e.g. RBF(MedianBandwidth())")
         if not is_int(block, 1):
             raise ValueError(f"block: got {block!r}, expected how many pairs are held at a time, an int of at least 1")
-        walls = getattr(kernel, "domain", domain)
-        if repr(walls) != repr(domain):
-            raise ValueError(
-                f"kernel: got one that vanishes at the walls of {walls!r}, expected {domain!r}, where particles live"
-            )
         points = Ensemble(domain, count)
-        if kernel.straight and _identifies_points(domain):
-            raise TypeError(
-                f"kernel: got {kernel!r} on {domain!r}, where opposite ends are one and the same, expected a periodic kernel; derive one "
-                "from Kernel"
-            )
+        kernel.check(domain)
         super().__init__(score, Euclidean(points.event_shape) if isinstance(domain, Euclidean) else points)
         self.score, self.count, self.kernel, self.block = score, count, kernel, block
 
@@ -136,10 +127,6 @@ def check_values(values: Tensor, x: Tensor, y: Tensor) -> Tensor:
             f"{(len(x), len(y))} and {x.dtype}: k(x_i, y_j) for all pairs"
         )
     return values
-
-
-def _identifies_points(domain: Domain) -> bool:
-    return isinstance(domain, Torus) or (isinstance(domain, Product) and any(map(_identifies_points, domain.domains)))
 
 
 class SVGD(ParticleFlow):

@@ -6,6 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from ..domains import Euclidean
+
+LINE = Euclidean((1,))
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -42,3 +49,7 @@ class Outcome:
     @property
     def passed(self) -> bool:
         return self.error <= self.reference.tolerance  # False for NaN
+
+
+def f64(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)

@@ -9,25 +9,18 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ..domains import Euclidean, Hypercube
-from ..processes import EDM, VP, CriticallyDamped, Discrete, Kinetic, Langevin, RiemannianLangevin, SubVP
+from ..processes import EDM, VP, CriticallyDamped, Discrete, Langevin, RiemannianLangevin, SubVP
 from ..scores import Classifier, GaussianMixtureScore
 from ..solvers import (
-    BAOAB,
     DDIM,
-    RBF,
-    SVGD,
     AdaptiveODE,
     Ancestral,
     AnnealedLangevin,
-    Blob,
     DPMSolver,
     EulerMaruyama,
-    FixedBandwidth,
     Heun,
     LangevinCorrector,
     PredictorCorrector,
@@ -44,7 +37,7 @@ from . import problems
 from .bounds import GaussianStudy
 from .convergence import OrnsteinUhlenbeck
 from .orders import propagate_moments
-from .reference import Outcome, Reference
+from .reference import LINE, Outcome, Reference, f64
 from .references_beyond import BEYOND
 from .residuals import fokker_planck_residual
 
@@ -58,39 +51,27 @@ def validate(references: Sequence[Reference] | None = None) -> Iterator[Outcome]
             yield Outcome(reference, math.nan, f"{type(error).__name__}: {error}")
 
 
-def _f64(*values: float) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
-
-
-ONE, LINE = torch.eye(1, dtype=torch.float64), Euclidean((1,))
+ONE = torch.eye(1, dtype=torch.float64)
 
 
 def _variance(problem: problems.Problem, solver: Solver, times: Tensor) -> Tensor:
     """That a rule ends with from N(0, 1), without sampling noise."""
     process, stochastic = problem.process, solver.stochastic
     equation = process.reverse(problem.score) if stochastic else process.flow(problem.score)
-    return propagate_moments(equation, solver, times, _f64(0.0), ONE)[1]
-
-
-def _kernel_mean() -> Tensor:
-    """E[cos πX] for X from the kernel of [0, 1] at σ = .3 from .2: an eigenfunction decays by e^{−π²σ²/2}."""
-    node, weight = np.polynomial.legendre.leggauss(60)
-    x = torch.tensor(0.5 * (node + 1))[:, None]
-    density = Hypercube((1,)).heat_kernel(_f64(0.2), 0.3).log_prob(x).exp()
-    return (0.5 * torch.tensor(weight) * density * (math.pi * x[:, 0]).cos()).sum()
+    return propagate_moments(equation, solver, times, f64(0.0), ONE)[1]
 
 
 def _dpm_solver() -> Tensor:
     problem = problems.mixture(VP())
-    ends = problem.process.schedule.sigma(_f64(1.0, 1e-3)).tolist()
+    ends = problem.process.schedule.sigma(f64(1.0, 1e-3)).tolist()
     times = uniform_lambda(problem.process, 11, sigma_max=ends[0], sigma_min=ends[1])
-    return solve(problem.process.flow(problem.score), _f64(0.1)[:, None], times, DPMSolver(3)).x
+    return solve(problem.process.flow(problem.score), f64(0.1)[:, None], times, DPMSolver(3)).x
 
 
 def _edm() -> Tensor:
     problem = problems.mixture(EDM())
     times = karras(problem.process, 18)
-    return sample(problem.process, problem.score, Heun(), times, shape=1, initial=_f64(8.0)[:, None]).x
+    return sample(problem.process, problem.score, Heun(), times, shape=1, initial=f64(8.0)[:, None]).x
 
 
 def _annealed() -> Tensor:
@@ -106,12 +87,12 @@ def _classifier() -> Tensor:
         joint = torch.stack([math.log(w) + p.log_prob(x, t) for w, p in zip((0.3, 0.7), parts, strict=True)], -1)
         return joint[..., 1] - joint.logsumexp(-1)
 
-    return Classifier(problems.mixture().score, log_class)(_f64(0.4)[:, None], 0.3)
+    return Classifier(problems.mixture().score, log_class)(f64(0.4)[:, None], 0.3)
 
 
 def _density(problem: problems.Problem, x: float, t: float) -> Tensor:
     """log p of the flow with the exact terminal law, less the law's own log-density at t."""
-    at = _f64(x)[:, None]
+    at = f64(x)[:, None]
     found = log_likelihood(
         problem.process,
         problem.score,
@@ -126,37 +107,20 @@ def _density(problem: problems.Problem, x: float, t: float) -> Tensor:
 def _interval_flow() -> Tensor:
     problem = problems.cosine()
     times = [1.0, 1e-3]
-    x = _f64(0.3)[:, None]
+    x = f64(0.3)[:, None]
     up = solve(problem.process.flow(problem.score), x, times[::-1], AdaptiveODE(1e-10, 1e-10)).x
     return up - problem.flow(x, 1e-3, 1.0)
 
 
-def _pair(kind: Any) -> Tensor:
-    """The speed of two particles where the closed form says that they rest."""
-    h = 0.5
-    k = h / (h + 2) if kind is SVGD else h / (4 - h)
-    a = math.sqrt(-0.5 * h * math.log(k))
-    flow = kind(lambda x: -x, LINE, 2, RBF(FixedBandwidth(h)))
-    return flow.field(_f64(-a, a)[None, :, None], torch.tensor(0.0)).abs().max()
-
-
 def _ula() -> Tensor:
     times = torch.linspace(0, 8, 161, dtype=torch.float64)
-    return propagate_moments(Langevin(lambda x: -x / 0.25, LINE), EulerMaruyama(), times, _f64(0.0), ONE)[1]
+    return propagate_moments(Langevin(lambda x: -x / 0.25, LINE), EulerMaruyama(), times, f64(0.0), ONE)[1]
 
 
 def _riemannian() -> Tensor:
     """The residual of p = N(0, 1) under the metric D = 1 + x²."""
     equation = RiemannianLangevin(lambda x: -x, lambda x: (1 + x**2)[..., None], LINE)
-    return fokker_planck_residual(equation, lambda x, t: -0.5 * (x**2).sum(-1), _f64(0.7)[:, None], 0.0).abs().max()
-
-
-def _baoab() -> Tensor:
-    """The variance of positions after one step from the stationary law of g = −x/.7, h = .5: BAOAB keeps it."""
-    w, h = 0.7, 0.5
-    law = torch.diag(_f64(w, 1 - h * h / (4 * w)))
-    equation = Kinetic(lambda x: -x / w, LINE)
-    return propagate_moments(equation, BAOAB(), _f64(0.0, h), torch.zeros(2, dtype=torch.float64), law)[1][0, 0]
+    return fokker_planck_residual(equation, lambda x, t: -0.5 * (x**2).sum(-1), f64(0.7)[:, None], 0.0).abs().max()
 
 
 def _g1(N: int) -> problems.MixtureProblem:
@@ -170,14 +134,6 @@ def _down(N: int) -> Tensor:
 VP_G1 = problems.gaussian(VP()).process
 
 REFERENCES: list[Reference] = [
-    Reference(
-        "heat kernel of the interval",
-        "E cos πX, σ = .3",
-        math.cos(0.2 * math.pi) * math.exp(-0.5 * (math.pi * 0.3) ** 2),
-        _kernel_mean,
-        1e-12,
-        "Reflected diffusion, §3",
-    ),
     Reference(
         "flow between walls", "off the map of distributions", 0.0, _interval_flow, 1e-7, "Reflected diffusion, §4"
     ),
@@ -220,7 +176,7 @@ REFERENCES: list[Reference] = [
         "VP SDE",
         "variance at t = ½",
         0.94070214066,
-        lambda: VP().scale(_f64(0.5)) ** 2 * 0.25 + VP().std(_f64(0.5)) ** 2,
+        lambda: VP().scale(f64(0.5)) ** 2 * 0.25 + VP().std(f64(0.5)) ** 2,
         1e-11,
         "VP SDE",
     ),
@@ -228,7 +184,7 @@ REFERENCES: list[Reference] = [
         "sub-VP SDE",
         "variance at t = ½",
         0.867889414647,
-        lambda: SubVP().scale(_f64(0.5)) ** 2 * 0.25 + SubVP().std(_f64(0.5)) ** 2,
+        lambda: SubVP().scale(f64(0.5)) ** 2 * 0.25 + SubVP().std(f64(0.5)) ** 2,
         1e-11,
         "New Diffusion Process",
     ),
@@ -280,9 +236,6 @@ REFERENCES: list[Reference] = [
     ),
     Reference("Langevin (ULA)", "variance, h = .05", 0.25 / (1 - 0.05 / 0.5), _ula, 1e-12, "Langevin dynamics"),
     Reference("Riemannian Langevin", "Fokker–Planck residual", 0.0, _riemannian, 1e-12, "Langevin dynamics"),
-    Reference("SVGD", "speed of a pair at rest", 0.0, lambda: _pair(SVGD), 1e-12, "Particle-based inference"),
-    Reference("Blob", "speed of a pair at rest", 0.0, lambda: _pair(Blob), 1e-12, "Particle-based inference"),
-    Reference("kinetic Langevin (BAOAB)", "variance of positions", 0.7, _baoab, 1e-12, "beyond the notes"),
     Reference(
         "critically damped Langevin",
         "S_xx at t = .3",
@@ -303,7 +256,7 @@ REFERENCES: list[Reference] = [
         "Schrödinger bridge",
         "variance at t = ½",
         0.995512701892,
-        lambda: bridge.gaussian((0.5, 0.25), (-1.0, 2.0), 1.0).marginal(_f64(0.5))[1],
+        lambda: bridge.gaussian((0.5, 0.25), (-1.0, 2.0), 1.0).marginal(f64(0.5))[1],
         1e-11,
         "Schrödinger Bridge",
     ),

@@ -11,18 +11,21 @@ import torch
 from scipy.special import j0
 from torch import Tensor
 
-from ..domains import Ball, Domain, Euclidean, Hypercube, KernelDomain, Simplex, Torus
+from ..domains import Ball, Domain, Hypercube, KernelDomain, Simplex, Torus
 from ..processes import EDM, SDE, CriticallyDamped, Diffusion, Discrete, Kinetic
 from ..scores import ClassifierFree, CovarianceGuidance, Dense, GaussianMixtureScore
 from ..scores.neural import MLP, EDMPreconditioning, MLPConfig, NeuralScore, VariationalBound
 from ..scores.neural.high_order import residuals
 from ..solvers import (
+    BAOAB,
     GFSD,
     GFSF,
     OBABO,
     RBF,
     SSCS,
+    SVGD,
     AnalyticDPM,
+    Blob,
     DPMSolverPP,
     EDMStochastic,
     EulerMaruyama,
@@ -47,15 +50,10 @@ from ..solvers.divergence import slope
 from . import problems
 from .convergence import OrnsteinUhlenbeck
 from .orders import expectation, propagate_moments
-from .reference import Reference
+from .reference import LINE, Reference, f64
 from .residuals import asymmetry
 
-LINE = Euclidean((1,))
 START, END = (0.5, 0.25), (-1.0, 2.0)
-
-
-def _f64(*values: float) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def _legendre(n: int) -> tuple[Tensor, Tensor]:
@@ -81,9 +79,15 @@ def _mean(
     return (weights * domain.heat_kernel(start, 0.3).log_prob(points).exp() * function(points)).sum()
 
 
+def _interval() -> Tensor:
+    """An eigenfunction of the interval decays by e^{−π²σ²/2}."""
+    x, w = _legendre(60)
+    return _mean(Hypercube((1,)), f64(0.2), x[:, None], w, lambda x: (math.pi * x[:, 0]).cos())
+
+
 def _torus() -> Tensor:
     x, w = torch.arange(200, dtype=torch.float64)[:, None] / 200, torch.full((200,), 1 / 200, dtype=torch.float64)
-    return _mean(Torus((1,)), _f64(0.2), x, w, lambda x: (2 * math.pi * x[:, 0]).cos())
+    return _mean(Torus((1,)), f64(0.2), x, w, lambda x: (2 * math.pi * x[:, 0]).cos())
 
 
 #: the first zero of J₁: J₀(K r) has no slope at r = 1
@@ -95,7 +99,7 @@ def _disk() -> Tensor:
     x = r[:, None, None] * torch.stack([angle.cos(), angle.sin()], -1)
     weights = (w * r)[:, None].expand(40, 80) * math.pi / 40
     eigenfunction = lambda x: torch.from_numpy(j0(K * x.norm(dim=-1).numpy()))  # noqa: E731
-    return _mean(Ball(2), _f64(0.5, 0.0), x.reshape(-1, 2), weights.flatten(), eigenfunction)
+    return _mean(Ball(2), f64(0.5, 0.0), x.reshape(-1, 2), weights.flatten(), eigenfunction)
 
 
 def _simplex() -> Tensor:
@@ -103,14 +107,14 @@ def _simplex() -> Tensor:
     (u, wu), (v, wv) = _legendre(40), _legendre(40)
     x = torch.stack([u[:, None] * v, v.expand(40, 40)], -1).reshape(-1, 2)
     weights = (wu[:, None] * wv * v).flatten()
-    return _mean(Simplex(3), _f64(0.2, 0.7), x, weights, lambda x: (math.pi * x).cos().sum(-1))
+    return _mean(Simplex(3), f64(0.2, 0.7), x, weights, lambda x: (math.pi * x).cos().sum(-1))
 
 
 def _brownian(wall: Wall) -> Tensor:
     """E cos πX of Brownian motion in [0, 1] from .2 at time ¼, in 64 steps of Euler–Maruyama."""
     motion = SDE(lambda x, t: 0 * x, 1.0, Hypercube((1,)))
     times = torch.linspace(0, 0.25, 65, dtype=torch.float64)
-    return expectation(motion, EulerMaruyama(), times, lambda x: (math.pi * x).cos(), wall=wall)(_f64(0.2)[:, None])
+    return expectation(motion, EulerMaruyama(), times, lambda x: (math.pi * x).cos(), wall=wall)(f64(0.2)[:, None])
 
 
 # --------------------------------------------------------------------------------------------------- diffusions
@@ -120,16 +124,16 @@ def _flow(solver: Solver) -> Tensor:
     """Where the flow of the mixture leads from 8 at σ = 80, at σ = .002."""
     problem = problems.mixture(EDM())
     times = uniform_lambda(problem.process, 601)
-    return solve(problem.process.flow(problem.score), _f64(8.0)[:, None], times, solver).x
+    return solve(problem.process.flow(problem.score), f64(8.0)[:, None], times, solver).x
 
 
 def _churned() -> Tensor:
     """The variance of EDM's stochastic sampler on N(0, ¼), 18 levels, churn at all of them."""
     process = problems.gaussian(EDM()).process
     score = GaussianMixtureScore(process, [1.0], [0.0], [0.25])
-    times = torch.cat([karras(process, 18), _f64(0.0)])
+    times = torch.cat([karras(process, 18), f64(0.0)])
     solver = EDMStochastic(40.0 * 19 / 18, s_min=0.0, s_max=math.inf, s_noise=1.0)
-    return propagate_moments(process.reverse(score), solver, times, _f64(0.0), _f64(80.0**2)[:, None])[1]
+    return propagate_moments(process.reverse(score), solver, times, f64(0.0), f64(80.0**2)[:, None])[1]
 
 
 def _optimal_variance() -> Tensor:
@@ -140,7 +144,7 @@ def _optimal_variance() -> Tensor:
     statistics = ScoreStatistics(levels, 1 / (level.scale**2 * (0.25 + level.sigma**2)), torch.zeros_like(levels))
     mean, covariance = problem.moments(1.0)
     reverse = problem.process.reverse(problem.score)
-    got = propagate_moments(reverse, AnalyticDPM(statistics), _f64(1.0, 0.4, 0.2, 0.02), mean, covariance)[1]
+    got = propagate_moments(reverse, AnalyticDPM(statistics), f64(1.0, 0.4, 0.2, 0.02), mean, covariance)[1]
     return got - problem.moments(0.02)[1]
 
 
@@ -174,18 +178,18 @@ def _classifier_free() -> Tensor:
     cosine = problems.cosine()
     score = lambda x, t, label=None: torch.zeros_like(x) if label is None else cosine.score(x, t)  # noqa: E731
     guided = ClassifierFree.from_paper(score, 1.0, {"label": 0}, process=cosine.process)
-    return guided(_f64(0.3)[:, None], float(cosine.process.level(sigma=0.25).t))
+    return guided(f64(0.3)[:, None], float(cosine.process.level(sigma=0.25).t))
 
 
 def _measured() -> Tensor:
     """The score of N(½, ¼) given a measurement of half of x, at t = .3, less that of its posterior."""
     problem, noise = problems.gaussian(), 0.2
-    guided = CovarianceGuidance(problem.score, Dense([[0.5]]), _f64(0.6), sigma_y=noise, process=problem.process)
+    guided = CovarianceGuidance(problem.score, Dense([[0.5]]), f64(0.6), sigma_y=noise, process=problem.process)
     variance = 1 / (1 / 0.25 + 0.5**2 / noise**2)
     posterior = GaussianMixtureScore(
         problem.process, [1.0], [variance * (0.5 / 0.25 + 0.5 * 0.6 / noise**2)], [variance]
     )
-    x = _f64(0.4)[:, None]
+    x = f64(0.4)[:, None]
     return guided(x, 0.3) - posterior(x, 0.3)
 
 
@@ -195,15 +199,15 @@ def _measured() -> Tensor:
 def _still(kind: Any, **settings: Any) -> Tensor:
     """The speed of two particles on N(0, 1) where the closed form says that they rest, h = ½."""
     h = 0.5
-    k = h / (h + 2) if kind is GFSF else h / (2 - h)
+    k = {GFSD: h / (2 - h), Blob: h / (4 - h)}.get(kind, h / (h + 2))
     a = math.sqrt(-0.5 * h * math.log(k))
     flow = kind(lambda x: -x, LINE, 2, RBF(FixedBandwidth(h)), **settings)
-    return flow.field(_f64(-a, a)[None, :, None], torch.tensor(0.0)).abs().max()
+    return flow.field(f64(-a, a)[None, :, None], torch.tensor(0.0)).abs().max()
 
 
 def _stein() -> Tensor:
     """E_p[k(y, x) g(x) + ∂k/∂x] of a kernel that vanishes at the walls of [0, 1], p ∝ eˣ; panels end where its layers do."""
-    kernel, y = VanishingKernel(RBF(FixedBandwidth(0.05)), Hypercube((1,)), 0.2), _f64(0.3)[:, None]
+    kernel, y = VanishingKernel(RBF(FixedBandwidth(0.05)), Hypercube((1,)), 0.2), f64(0.3)[:, None]
     total = torch.zeros(1, 1, dtype=torch.float64)
     for low, high in ((0.0, 0.2), (0.2, 0.8), (0.8, 1.0)):
         node, weight = _legendre(40)
@@ -213,12 +217,13 @@ def _stein() -> Tensor:
     return total
 
 
-def _obabo() -> Tensor:
-    """The variance of velocities after one step from the rule's stationary law on g = −x/.7, h = ½."""
+def _kept(solver: Solver) -> Tensor:
+    """The variances of position and velocity after one step from the rule's stationary law on g = −x/.7, h = ½."""
     w, h = 0.7, 0.5
-    law = torch.diag(_f64(w / (1 - h * h / (4 * w)), 1.0))
+    room = 1 - h * h / (4 * w)
+    law = torch.diag(f64(w, room) if type(solver) is BAOAB else f64(w / room, 1.0))
     equation = Kinetic(lambda x: -x / w, LINE)
-    return propagate_moments(equation, OBABO(), _f64(0.0, h), torch.zeros(2, dtype=torch.float64), law)[1][1, 1]
+    return propagate_moments(equation, solver, f64(0.0, h), torch.zeros(2, dtype=torch.float64), law)[1].diagonal()
 
 
 def _sscs() -> Tensor:
@@ -226,13 +231,13 @@ def _sscs() -> Tensor:
     process = CriticallyDamped(LINE)
     reverse = process.reverse(lambda u, t: -process.split(u)[1] / process.mass)
     times = torch.linspace(1, 1e-3, 51, dtype=torch.float64)
-    law = torch.diag(_f64(1.0, process.mass))
+    law = torch.diag(f64(1.0, process.mass))
     return propagate_moments(reverse, SSCS(), times, torch.zeros(2, dtype=torch.float64), law)[1][0, 0]
 
 
 def _rotation() -> Tensor:
-    turn = _f64(0.0, 0.5, -0.5, 0.0).reshape(2, 2)
-    return asymmetry(lambda x, t: -x + x @ turn, _f64(0.3, -0.4)[None], 0.0).value
+    turn = f64(0.0, 0.5, -0.5, 0.0).reshape(2, 2)
+    return asymmetry(lambda x, t: -x + x @ turn, f64(0.3, -0.4)[None], 0.0).value
 
 
 # ------------------------------------------------------------------------------------------------------ bridges
@@ -254,6 +259,14 @@ def _matched(steps: int) -> Tensor:
 _DECAY = math.exp(-0.5 * (math.pi * 0.3) ** 2)
 
 BEYOND: list[Reference] = [
+    Reference(
+        "heat kernel of the interval",
+        "E cos πX, σ = .3",
+        _DECAY * math.cos(0.2 * math.pi),
+        _interval,
+        1e-12,
+        "Reflected diffusion, §3",
+    ),
     Reference(
         "heat kernel of the torus",
         "E cos 2πX, σ = .3",
@@ -342,12 +355,19 @@ BEYOND: list[Reference] = [
     Reference(
         "Jacobian asymmetry", "of −x + ½Jx", 1 / math.sqrt(1.25), _rotation, 1e-14, "Reverse ODE and Data Likelihood"
     ),
+    Reference("SVGD", "speed of a pair at rest", 0.0, lambda: _still(SVGD), 1e-12, "Particle-based inference"),
+    Reference("Blob", "speed of a pair at rest", 0.0, lambda: _still(Blob), 1e-12, "Particle-based inference"),
     Reference("GFSD", "speed of a pair at rest", 0.0, lambda: _still(GFSD), 1e-12, "Particle-based inference"),
     Reference(
         "GFSF", "speed of a pair at rest", 0.0, lambda: _still(GFSF, ridge=0.0), 1e-12, "Particle-based inference"
     ),
     Reference("SVGD between walls", "identity of Stein", 0.0, _stein, 1e-13, "Particle-based inference"),
-    Reference("kinetic Langevin (OBABO)", "variance of velocities", 1.0, _obabo, 1e-12, "beyond the notes"),
+    Reference(
+        "kinetic Langevin (BAOAB)", "variance of positions", 0.7, lambda: _kept(BAOAB())[0], 1e-12, "beyond the notes"
+    ),
+    Reference(
+        "kinetic Langevin (OBABO)", "variance of velocities", 1.0, lambda: _kept(OBABO())[1], 1e-12, "beyond the notes"
+    ),
     Reference("critically damped, SSCS", "stationary variance", 1.0, _sscs, 1e-12, "beyond the notes"),
     Reference(
         "Schrödinger bridge, Sinkhorn",

@@ -44,9 +44,10 @@ from ...solvers.checks import check_times
 from . import checkpoint as files
 from .batches import mix
 from .laws import Draw, Law, described, drawing
-from .regressors import Paths, Regressor, check_counts, regressor_from_config
+from .regressors import Paths, Regressor, regressor_from_config
 from .resuming import check_same
 from .terminal import Bar, interruptions, say_interrupted
+from .updates import check_counts
 
 # by direction, True being backward
 _NAMES = {False: "forward", True: "backward"}

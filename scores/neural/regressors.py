@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from ...domains.registry import from_config
-from ...domains.tensors import is_int, number
+from ...domains.tensors import number
 from . import checkpoint
 from .networks import answer, network_of_weights, network_to_config
 from .trainable import move_average, rising
-from .updates import Cosine
+from .updates import Cosine, check_counts
 
 
 class Paths(NamedTuple):
@@ -252,9 +252,3 @@ def regressor_from_config(config: Mapping[str, Any], state: Mapping[str, Tensor]
 
 def _with_one(x: Tensor) -> Tensor:
     return torch.cat([x, torch.ones_like(x[..., :1])], -1)
-
-
-def check_counts(**values: int) -> None:
-    for name, value in values.items():
-        if not is_int(value, 1):
-            raise ValueError(f"{name}: got {value!r}, expected a whole number of at least 1")

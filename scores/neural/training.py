@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ...domains.tensors import is_int
 from . import resuming
 from .batches import Batches
 from .checkpoint import check_place
@@ -28,7 +27,7 @@ from .metrics import Curve, Metrics
 from .objectives import Objective
 from .terminal import Bar, interruptions, say_interrupted
 from .trainable import Trainable, rising
-from .updates import LearningRate, Updates
+from .updates import LearningRate, Updates, check_counts
 from .workers import caller, find_workers, precision_of
 
 if TYPE_CHECKING:
@@ -138,8 +137,9 @@ def train(
         raise ValueError("train: got resume=True without a checkpoint; name the file to resume from")
     if checkpoint is not None:
         check_place(checkpoint)
-    _check_counts(steps=steps, batch_size=batch_size, checkpoint_every=checkpoint_every, log_every=log_every)
-    _check_counts(metrics_every=metrics_every, samples_every=samples_every, microbatches=microbatches)
+    check_counts(batch_size=batch_size, checkpoint_every=checkpoint_every, samples_every=samples_every)
+    optional = {"steps": steps, "log_every": log_every, "metrics_every": metrics_every, "microbatches": microbatches}
+    check_counts(**{name: value for name, value in optional.items() if value is not None})
     _check_at_least(0, seconds=seconds, warmup=warmup, weight_decay=weight_decay, clip=clip)
     if ema is not None and not 0 <= ema < 1:
         raise ValueError(f"ema: got {ema}, expected a decay in [0, 1), e.g. 0.999, or None")
@@ -210,12 +210,6 @@ def train(
 def _warmed(lr: LearningRate, warmup: int) -> Callable[[int], float]:
     rate = lr if callable(lr) else (lambda step: lr)
     return lambda step: rate(step) * min(1.0, (step + 1) / (warmup + 1))
-
-
-def _check_counts(**values: int | None) -> None:
-    for name, value in values.items():
-        if value is not None and not is_int(value, 1):
-            raise ValueError(f"{name}: got {value!r}, expected a whole number of at least 1")
 
 
 def _check_at_least(least: int, **values: float | None) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ...domains.tensors import number
+from ...domains.tensors import is_int, number
 from .objectives import Objective
 from .trainable import Trainable
 from .workers import Workers
@@ -42,6 +42,13 @@ class Cosine:
 
     def __call__(self, step: int) -> float:
         return self.final + (self.lr - self.final) * (1 + math.cos(math.pi * min(step / self.steps, 1.0))) / 2
+
+
+def check_counts(**values: int) -> None:
+    """Refuse what is no whole number of at least 1."""
+    for name, value in values.items():
+        if not is_int(value, 1):
+            raise ValueError(f"{name}: got {value!r}, expected a whole number of at least 1")
 
 
 class Updates:
